@@ -1,0 +1,311 @@
+"""The command line: parse, call, print; the only place that knows typer and rich.
+
+Every command's flags are made from the fields of its configuration class, so a default, a description and a check have one home. Values
+reach that class as text; what is wrong with them is said in the same one line whether it came from a flag, a TOML file or Python.
+"""
+
+import errno
+import inspect
+import json
+import os
+import signal
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+import typer
+from pydantic.fields import FieldInfo
+
+import rsdistill
+from rsdistill.config import Config, run_options
+from rsdistill.errors import DiskError, MemoryLimitError, RsdistillError
+from rsdistill.reporting import SILENT, Progress, Result, Table, Task
+
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; what is running saves its state as it does for Ctrl-C."""
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line on ``arguments`` and return the exit code; errors become one line on stderr."""
+    verbose = any(argument == "-v" or argument == "--verbose" for argument in arguments)
+    if not verbose:
+        warnings.simplefilter("ignore")
+    try:
+        return int(application()(args=arguments, prog_name="rsdistill", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        hint = f"see {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
+        return _refuse(error.format_message().replace("\n", " "), hint, 2)
+    except (KeyboardInterrupt, click.Abort) as error:
+        code = 143 if isinstance(error, Terminated) else 130
+        return _refuse("interrupted" if code == 130 else "terminated", "the same command with --resume goes on where it can", code)
+    except Exception as error:
+        if verbose:
+            from rich.console import Console
+
+            Console(stderr=True).print_exception()
+        return _explain(error)
+
+
+def application() -> typer.Typer:
+    """Return the typer application with every command of :data:`rsdistill.COMMANDS`."""
+    app = typer.Typer(
+        name="rsdistill",
+        help="Segment very large scenes on small machines.\n\ntile → train-teacher → distill → predict; each finds in --work what came before.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def version(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+        ] = False,
+    ) -> None:
+        pass
+
+    for name in rsdistill.COMMANDS:
+        app.command(name.replace("_", "-"))(_command(name))
+    return app
+
+
+def config_of(name: str) -> type[Config]:
+    """Return the configuration class of the command ``name``."""
+    module = import_module(f"rsdistill.commands.{name}")
+    return getattr(module, "".join(part.capitalize() for part in name.split("_")) + "Config")
+
+
+def _command(name: str) -> Callable[..., int]:
+    """Return the function that typer calls for the command ``name``: one parameter a field of its configuration."""
+    config = config_of(name)
+    function = getattr(import_module(f"rsdistill.commands.{name}"), name)
+    help_text = inspect.cleandoc(function.__doc__ or "").split("\nArgs:")[0].split("\nRaises:")[0].strip()
+
+    def call(**given: Any) -> int:
+        as_json, quiet, run_path = given.pop("json"), given.pop("quiet"), given.pop("config")
+        given.pop("verbose")
+        options = run_options(run_path, name, config.model_fields) if run_path else {}
+        options |= {key: _untangle(config.model_fields[key], value) for key, value in given.items() if value not in (None, [], ())}
+        config.of(**options)
+        with _terminal(quiet) as progress:
+            result = function(**options, progress=progress)
+        return _print(result, as_json=as_json, quiet=quiet)
+
+    parameters = [_parameter(key, field) for key, field in config.model_fields.items()]
+    parameters += [
+        _option("config", Path | None, None, typer.Option("--config", metavar="FILE", help="TOML file of options; flags win over it.")),
+        _option("json", bool, False, typer.Option("--json", help="Print the result as JSON instead of paths.")),
+        _option("quiet", bool, False, typer.Option("-q", "--quiet", help="No progress, no messages.")),
+        _option("verbose", bool, False, typer.Option("-v", "--verbose", help="Show warnings and tracebacks.")),
+    ]
+    parameters.sort(key=lambda parameter: "OptionInfo" in type(get_args(parameter.annotation)[1]).__name__)
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__doc__ = help_text
+    return call
+
+
+def _option(name: str, annotation: Any, default: Any, info: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info])
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Return the command-line parameter of one configuration field; its value stays text until the configuration checks it."""
+    kind, many = _kind(field)
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    help_text = (field.description or "") + _shown_default(field)
+    metavar = "|".join(choices) or {int: "INTEGER", float: "NUMBER", Path: "PATH", dict: "KEY=VALUE"}.get(kind, "TEXT")
+    completion = (lambda: choices) if choices else None
+    if extra.get("argument"):
+        info = typer.Argument(help=help_text, metavar=name.upper() + ("..." if many else ""), autocompletion=completion, show_default=False)
+        return _option(name, list[str] | None if many else str | None, None, info)
+    flag = "--" + name.replace("_", "-")
+    if kind is bool:
+        return _option(name, bool | None, None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text, show_default=False))
+    option = typer.Option(flag, help=help_text, metavar=metavar, autocompletion=completion, show_default=False)
+    return _option(name, list[str] | None if many or kind is dict else str | None, None, option)
+
+
+def _kind(field: FieldInfo) -> tuple[Any, bool]:
+    """Return (the field's type without None and without tuple, whether it takes many values)."""
+    kind = field.annotation
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is tuple:
+        return get_args(kind)[0], True
+    if get_origin(kind) is dict:
+        return dict, False
+    return kind, False
+
+
+def _shown_default(field: FieldInfo) -> str:
+    if field.default in (None, (), False) or field.is_required() or field.default_factory or field.default == "":
+        return ""
+    default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    return f" [default: {default}]"
+
+
+def _untangle(field: FieldInfo, value: Any) -> Any:
+    """Split what a person types in one word: ``4,3,2`` for many values (paths excepted), ``key=value`` for a table."""
+    kind, many = _kind(field)
+    if kind is dict:
+        pairs = [item.partition("=") for item in value]
+        for key, equals, _ in pairs:
+            if not equals:
+                raise click.UsageError(f"'{key}' is not KEY=VALUE")
+        return {key: text for key, _, text in pairs}
+    if many and kind is not Path and isinstance(value, list):
+        return [part.strip() for item in value for part in str(item).split(",") if part.strip()]
+    return value
+
+
+def _print(result: Result, *, as_json: bool, quiet: bool) -> int:
+    """Print the result: paths or JSON on stdout, tables and failures on stderr; return 0, or 6 when some inputs failed."""
+    if not quiet:
+        for table in result.tables:
+            _draw(table)
+    for failure in result.failures:
+        click.echo(f"failed: {failure}", err=True)
+    if as_json:
+        paths = [str(path) for path in result.paths]
+        click.echo(json.dumps({"paths": paths, "failures": list(result.failures), **result.data}, indent=2, default=str))
+    else:
+        for path in result.paths:
+            click.echo(str(path))
+    return 6 if result.failures else 0
+
+
+def _draw(table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=table.title, box=SIMPLE_HEAD, title_justify="left")
+    for position, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if position == 0 else "right")
+    for row in table.rows:
+        drawn.add_row(*row)
+    Console(stderr=True).print(drawn)
+
+
+def _refuse(message: str, hint: str, code: int) -> int:
+    line = f"rsdistill: {message}" + (f" ({hint})" if hint else "")
+    click.echo(" ".join(line.split()), err=True)
+    return code
+
+
+def _explain(error: Exception) -> int:
+    """Print one line about ``error`` and return its exit code; what no part of the program foresaw is a bug, code 1."""
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        error = DiskError(f"{error.strerror}: {error.filename or 'a file'}", hint="check free space and permissions")
+    if isinstance(error, MemoryError):
+        error = MemoryLimitError("out of memory", hint="use a smaller --tile or --batch")
+    if isinstance(error, RsdistillError):
+        return _refuse(str(error), error.hint, error.exit_code)
+    return _refuse(f"internal error: {type(error).__name__}: {error}", "this is a bug; -v shows where", 1)
+
+
+def _terminate(_signal: int, _frame: types.FrameType | None) -> None:
+    raise Terminated
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        click.echo(rsdistill.__version__)
+        raise typer.Exit
+
+
+@contextmanager
+def _terminal(quiet: bool) -> Iterator[Progress]:
+    """Yield the progress that suits where stderr goes: bars on a terminal, plain lines in a file, nothing when quiet."""
+    if quiet:
+        yield SILENT
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+        from rich.console import Console
+
+        with RichProgress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=Console(stderr=True)) as bars:
+            yield _Bars(bars)
+    else:
+        yield _Lines()
+
+
+class _Bars:
+    """Progress on a terminal."""
+
+    def __init__(self, bars: Any) -> None:
+        self.bars = bars
+
+    def message(self, text: str) -> None:
+        self.bars.console.print(text, highlight=False, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.bars.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
+    @contextmanager
+    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
+        number = self.bars.add_task(name, total=total, figures="")
+        yield _Bar(self.bars, number)
+        self.bars.remove_task(number)
+
+
+class _Bar:
+    def __init__(self, bars: Any, number: Any) -> None:
+        self.bars, self.number = bars, number
+
+    def advance(self, amount: float = 1, **figures: float | str) -> None:
+        shown = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
+        self.bars.update(self.number, advance=amount, **({"figures": shown} if figures else {}))
+
+
+class _Lines:
+    """Progress in a log file: one line a message, and one at each tenth of a task."""
+
+    def message(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    def warn(self, text: str) -> None:
+        click.echo(f"warning: {text}", err=True)
+
+    @contextmanager
+    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
+        yield _Line(name, total)
+
+
+class _Line:
+    def __init__(self, name: str, total: float | None) -> None:
+        self.name, self.total, self.done, self.told = name, total, 0.0, 0
+
+    def advance(self, amount: float = 1, **figures: float | str) -> None:
+        self.done += amount
+        tenth = int(10 * self.done / self.total) if self.total else 0
+        if tenth > self.told:
+            self.told = tenth
+            shown = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
+            click.echo(f"{self.name} {self.done:.0f}/{self.total:.0f}  {shown}".rstrip(), err=True)
+
+
+def _figure(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"

@@ -1,0 +1,154 @@
+"""``compare``: methods × seeds under one budget, always beside ``ce`` and ``kd``; what has finished is not run again."""
+
+import hashlib
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rsdistill.config import run_file
+from rsdistill.reporting import SILENT, Progress, Result, Table
+from rsdistill.training.settings import TrainingConfig
+
+BASELINES = ("ce", "kd")
+OWN = {"methods", "seeds", "budget", "out", "seed", "resume", "overwrite", "max_seconds"}
+"""Options that are compare's own; all others are passed on to every run."""
+
+
+class CompareConfig(TrainingConfig):
+    """Options of ``compare``; those of ``distill`` hold for every run."""
+
+    methods: tuple[str, ...] = Field(BASELINES, min_length=1, description="Methods, comma-separated; ce and kd are always added.")
+    seeds: int = Field(3, ge=1, description="Runs of each method, with seeds 0, 1, …")
+    budget: tuple[Literal["steps", "seconds"], ...] = Field(
+        ("steps", "seconds"),
+        min_length=1,
+        description="Budgets that are equal: training steps, wall-clock (--max-seconds, or what kd took), or both.",
+    )
+    teacher: tuple[Path, ...] = Field((), description="Teacher model (default WORK/teacher.safetensors; repeat for more).")
+    student: str = Field("small", description="Student: tiny, small, base, linear, or another --arch.")
+    backbone: str | None = Field(None, description="Encoder of the student by its timm name.")
+    arch_set: dict[str, Any] = Field({}, description="Options of the student's network (repeat for more).")
+    set: dict[str, Any] = Field({}, description="Options of the methods, such as ifvd.weight=10 (repeat for more).")
+    labels_fraction: float = Field(1.0, gt=0, le=1, description="Share of the training tiles whose labels are used.")
+
+
+def compare(*, progress: Progress = SILENT, **options: Any) -> Result:
+    """Train the same student by several methods, several seeds each, under equal steps and under equal wall-clock, and compare them.
+
+    It needs a tile set and a teacher. A run that has finished is not repeated. The result is WORK/compare/ with comparison.json,
+    comparison.md and comparison.png.
+    """
+    config = CompareConfig.of(**options)
+    from rsdistill.outputs.comparison import draw_comparison, markdown, summarise
+    from rsdistill.training.prepare import open_tile_set
+
+    out = config.out or config.work / "compare"
+    open_tile_set(config)
+    methods = tuple(dict.fromkeys((*BASELINES, *config.methods)))
+    runs: list[dict[str, Any]] = []
+    with progress.task("compare", total=len(config.budget) * len(methods) * config.seeds) as bar:
+        for budget in config.budget:
+            limit = _seconds(config, runs) if budget == "seconds" else None
+            for seed in range(config.seeds):
+                for method in methods:
+                    runs.append(_run(config, out / "runs", method, seed, budget, limit, progress))
+                    bar.advance(1, method=method, miou=runs[-1]["miou"])
+    comparison = {
+        "budgets": {budget: summarise([run for run in runs if run["budget"] == budget]) for budget in config.budget},
+        "runs": runs,
+    }
+    return _write(config, out, comparison, (markdown, draw_comparison))
+
+
+def _seconds(config: CompareConfig, runs: list[dict[str, Any]]) -> float:
+    """Return the wall-clock budget: what was asked for, or the mean training time of ``kd`` under equal steps."""
+    if config.max_seconds:
+        return config.max_seconds
+    kd = [run["seconds"] for run in runs if run["method"] == "kd"]
+    if not kd:
+        from rsdistill.errors import ConfigError
+
+        raise ConfigError("--budget seconds needs --max-seconds", hint="or --budget steps,seconds, which takes the time of kd")
+    return round(sum(kd) / len(kd), 1)
+
+
+def _run(
+    config: CompareConfig, folder: Path, method: str, seed: int, budget: str, limit: float | None, progress: Progress
+) -> dict[str, Any]:
+    """Train and measure one student in a process of its own, so that its peak memory is its own; or read what an earlier call left."""
+    name = f"{method.replace('+', '-').replace(':', '.')}.{budget}.{seed}"
+    record = folder / f"{name}.json"
+    passed = config.model_dump(exclude=OWN, exclude_none=True) | {"method": method, "seed": seed, "out": folder / f"{name}.safetensors"}
+    if limit is not None:
+        passed |= {"max_seconds": limit, "steps": 1_000_000}
+    mark = hashlib.sha256(json.dumps(passed, sort_keys=True, default=str).encode()).hexdigest()
+    if record.exists() and (known := json.loads(record.read_text())).get("fingerprint") == mark:
+        return dict(known)
+    progress.message(f"{method}, seed {seed}, equal {budget}")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        figures = pool.submit(_measured, passed | {"overwrite": True, "resume": True}).result()
+    made = {"method": method, "seed": seed, "budget": budget, **figures, "fingerprint": mark}
+    from rsdistill.geo.files import atomic
+
+    with atomic(record) as part:
+        part.write_text(json.dumps(made, indent=1))
+    return made
+
+
+def _measured(options: dict[str, Any]) -> dict[str, Any]:
+    """Distill and evaluate; runs in a fresh process."""
+    import resource
+
+    from rsdistill.commands.evaluate import evaluate
+
+    from rsdistill.commands.distill import distill
+
+    made = distill(**options).data
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    passed = {key: options[key] for key in ("work", "tiles", "device", "threads") if key in options}
+    scored = evaluate(model=options["out"], out=options["out"].with_suffix(".evaluation"), overwrite=True, **passed).data
+    return {
+        **{key: scored[key] for key in ("miou", "pixel_accuracy", "boundary_iou")},
+        "per_class": {name: figures["iou"] for name, figures in scored["per_class"].items()},
+        "steps": made["steps"],
+        "seconds": made["seconds"],
+        "ms_per_step": 1000 * made["seconds"] / made["steps"],
+        "peak_mb": peak / 1024,
+    }
+
+
+def _write(config: CompareConfig, out: Path, comparison: dict[str, Any], writers: tuple[Any, Any]) -> Result:
+    from rsdistill.geo.files import atomic
+
+    markdown, draw = writers
+    paths = tuple(out / f"comparison.{suffix}" for suffix in ("json", "md", "png"))
+    with atomic(paths[0]) as part:
+        part.write_text(json.dumps(comparison, indent=1))
+    with atomic(paths[1]) as part:
+        part.write_text(markdown(comparison))
+    draw(comparison, paths[2])
+    with atomic(out / "comparison.run.toml") as part:
+        part.write_text(run_file(config, "compare"))
+    tables = tuple(
+        Table(
+            f"equal {budget}",
+            ("method", "mIoU", "± sd", "to ce", "ms/step", "MB"),
+            tuple(
+                (
+                    row["method"],
+                    f"{100 * row['miou']:.1f}",
+                    f"{100 * row['miou_sd']:.1f}",
+                    f"{100 * row['to_ce']:+.1f}",
+                    f"{row['ms_per_step']:.0f}",
+                    f"{row['peak_mb']:.0f}",
+                )
+                for row in rows
+            ),
+        )
+        for budget, rows in comparison["budgets"].items()
+    )
+    return Result(paths=paths, data=comparison, tables=tables)

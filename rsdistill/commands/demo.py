@@ -1,0 +1,74 @@
+"""``demo``: a drawn scene through tile, train-teacher, distill, predict and evaluate."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from rsdistill.config import Config
+from rsdistill.errors import OutputExistsError
+from rsdistill.reporting import SILENT, Progress, Result, Table
+
+SCENE_FILES = ("scene.tif", "labels.tif", "classes.toml")
+
+
+class DemoConfig(Config):
+    """Options of ``demo``."""
+
+    out: Path = Field(Path("demo"), description="Folder of the demo; its own former results are replaced.")
+    size: int = Field(1536, ge=512, le=8192, description="Height and width of the drawn scene in pixels.")
+    steps: int = Field(240, ge=1, description="Training steps of the teacher, and of the student.")
+    seed: int = Field(0, ge=0, description="Seed of the scene and of all training.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
+
+
+def demo(*, progress: Progress = SILENT, **options: Any) -> Result:
+    """Draw a land-cover scene and take it through tile, train-teacher, distill, predict and evaluate.
+
+    It needs nothing and takes minutes on two cores. The result is the folder demo/ with scene.tif, mask.tif, mask.gpkg and report.html.
+    """
+    config = DemoConfig.of(**options)
+    from rsdistill.commands.evaluate import evaluate
+    from rsdistill.commands.predict import predict
+    from rsdistill.commands.tile import tile
+
+    from rsdistill.commands.distill import distill
+    from rsdistill.commands.train_teacher import train_teacher
+    from rsdistill.geo.synthetic import write_land_cover
+
+    out = config.out
+    _clear(out)
+    write_land_cover(out, size=config.size, seed=config.seed)
+    scene, labels, classes = (out / name for name in SCENE_FILES)
+    work = {"work": out / "work", "seed": config.seed, "progress": progress}
+    train = {**work, "steps": config.steps, "device": config.device}
+    progress.message(f"a scene of {config.size} x {config.size} pixels is drawn: {scene}")
+    tile(scenes=[scene], labels=[labels], classes=classes, **work)
+    teacher = train_teacher(**train)
+    student = distill(method="kd", **train)
+    predict(scenes=[scene], out=[out / "mask.tif", out / "mask.gpkg"], device=config.device, **work)
+    scored = evaluate(scenes=[scene], labels=[labels], out=out / "work" / "evaluation", device=config.device, **work)
+    shutil.copyfile(out / "work" / "evaluation" / "report.html", out / "report.html")
+    return _summary(out, teacher, student, scored, progress)
+
+
+def _clear(out: Path) -> None:
+    """Make room for the demo; a folder that holds anything but a former demo is left alone."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "scene.tif").exists())):
+        raise OutputExistsError(f"{out} exists and is no former demo", hint="name another folder with --out")
+    if out.exists():
+        shutil.rmtree(out)
+
+
+def _summary(out: Path, teacher: Result, student: Result, scored: Result, progress: Progress) -> Result:
+    files = (out / "mask.tif", out / "mask.gpkg", out / "report.html")
+    rows = tuple(
+        (name, f"{100 * made.data['miou']:.1f} %", f"{made.data['parameters'] / 1e6:.2f} M")
+        for name, made in (("teacher", teacher), ("student", student))
+    )
+    progress.message(
+        f"open {files[0]} and {files[1]} in QGIS (drag them onto the map: classes come named and coloured), {files[2]} in a browser"
+    )
+    data = {"teacher": teacher.data, "student": student.data, "evaluation": scored.data}
+    return Result(paths=files, data=data, tables=(Table("validation", ("", "mIoU", "parameters"), rows),))

@@ -1,0 +1,59 @@
+"""``distill``: a tile set and frozen teachers in, a small student out."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from rsdistill.reporting import SILENT, Progress, Result
+from rsdistill.training.settings import TrainingConfig
+
+SERIOUS = (
+    "rsdistill distill --method kd --student base --weights imagenet --steps 20000 --batch 16 --ema 0.999 --device cuda --precision bf16"
+)
+
+
+class DistillConfig(TrainingConfig):
+    """Options of ``distill``."""
+
+    method: str = Field("kd", description="Method, or several joined by +, such as kd+ifvd; ce is the student alone. See docs/methods.")
+    teacher: tuple[Path, ...] = Field((), description="Teacher model (default WORK/teacher.safetensors; repeat for more).")
+    student: str = Field("small", description="Student: tiny, small, base, linear, or another --arch.")
+    backbone: str | None = Field(None, description="Encoder of the student by its timm name.")
+    arch_set: dict[str, Any] = Field({}, description="Options of the student's network, such as width=2 (repeat for more).")
+    set: dict[str, Any] = Field({}, description="Options of the method, such as ifvd.weight=10 or kd.tau=4 (repeat for more).")
+    labels_fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of the training tiles whose labels are used; the others count as unlabelled."
+    )
+
+
+def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
+    """Train a small student against frozen teachers.
+
+    MGD here is multi-granularity distillation, not masked generative distillation. It needs a tile set and the teachers that its method asks
+    for. The result is WORK/student.safetensors, with its log, curves and run file.
+    """
+    config = DistillConfig.of(**options)
+    from rsdistill.models.card import read_card
+    from rsdistill.training.prepare import ready
+
+    files = ready(config, "student.safetensors")
+    teachers = config.teacher or (config.work / "teacher.safetensors",)
+    for path in teachers if config.method != "ce" else ():
+        read_card(path)
+    arch_args = {**({"encoder": config.backbone} if config.backbone else {}), **config.arch_set}
+
+    from rsdistill.training.student import distill as train
+
+    return train(
+        config,
+        config.method,
+        config.set,
+        teachers,
+        config.student,
+        arch_args,
+        files,
+        labels_fraction=config.labels_fraction,
+        serious=SERIOUS,
+        progress=progress,
+    )

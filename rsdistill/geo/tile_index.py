@@ -1,0 +1,201 @@
+"""The tile set on disk: ``tiles.gpkg`` (where each tile lies and what it is for) and ``tileset.json`` (the card)."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rsdistill.errors import TileSetError
+from rsdistill.geo.classes import ClassTable
+from rsdistill.geo.sources import is_remote
+from rsdistill.geo.windows import Window
+
+FORMAT_VERSION = 1
+CONTEXT_RATIO = 8
+"""Scene pixels along the side of one context pixel."""
+SPLITS = ("train", "val", "test")
+CARD, INDEX, LAYER = "tileset.json", "tiles.gpkg", "tiles"
+
+
+class _Card(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SceneEntry(_Card):
+    """One scene of a tile set. Paths without a leading slash count from the tile set's folder."""
+
+    name: str
+    path: str
+    """Where the scene was when the tiles were laid, absolute; or inside the tile set, where tiling had to write it anew."""
+    nearby: str | None = None
+    """The same, seen from the tile set's folder: found where both were moved together."""
+    label: str | None
+    """Aligned label raster of class ids; None for a scene without labels."""
+    context: str
+    """Area means of the scene's bands by the context ratio."""
+    context_label: str | None
+    """Majority class ids by the context ratio, of training tiles only; None where there are none."""
+    height: int
+    width: int
+    split: Literal["train", "val", "test"] | None
+    """Where the whole scene went; None where it was split by blocks."""
+    fingerprint: str
+
+
+class TileSetCard(_Card):
+    """What a tile set says of itself."""
+
+    format_version: int
+    tile: int
+    """Side of a tile in pixels; tiles of smaller scenes are smaller."""
+    overlap: int
+    classes: tuple[dict[str, Any], ...]
+    ignore: tuple[int, ...]
+    bands: tuple[int, ...]
+    """1-based numbers of the scenes' bands that were selected."""
+    band_names: tuple[str | None, ...]
+    mean: tuple[float, ...]
+    """Per selected band, over the valid pixels of training tiles, each counted once, in the scenes' own units."""
+    std: tuple[float, ...]
+    """Likewise; 1 for a band that does not vary."""
+    dtype: str
+    nodata: tuple[float, ...] | None
+    """Values given for bands that declare no nodata: one, or one a band."""
+    pixel_size: tuple[float, float] | None
+    """Height and width of the first scene's pixels in units of its CRS; None without a CRS."""
+    context_ratio: int
+    split_by: Literal["block", "scene"]
+    seed: int
+    versions: dict[str, str]
+    scenes: tuple[SceneEntry, ...]
+    class_pixels: dict[str, tuple[int, ...]]
+    """Per split, labelled pixels of each class, as tiles hold them."""
+    allow_vrt: bool = False
+    allow_remote: bool = False
+
+
+class Tile(NamedTuple):
+    """A sample's place."""
+
+    scene: int
+    """Index into the card's scenes."""
+    window: Window
+    split: str
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """A tile set that was read from its folder."""
+
+    folder: Path
+    card: TileSetCard
+    table: ClassTable
+    """Classes by their ids, as the aligned labels hold them; their nodata is ignored."""
+    tiles: tuple[Tile, ...]
+
+    def of_split(self, split: str) -> tuple[Tile, ...]:
+        """The tiles of ``train``, ``val`` or ``test``."""
+        return tuple(tile for tile in self.tiles if tile.split == split)
+
+    def path(self, name: str) -> Path:
+        """Where a file is that the card names: a scene at its old place or as near to the tile set as it was, or a file of the tile set.
+
+        Raises:
+            TileSetError: it is gone.
+        """
+        moved = next((entry.nearby for entry in self.card.scenes if entry.path == name), None)
+        for place in (name, moved):
+            if place is not None and (self.folder / place).exists():
+                return self.folder / place
+        if is_remote(name):
+            return Path(name)
+        raise TileSetError(f"{name} of the tile set {self.folder} is gone", hint="put it back, or run rsdistill tile again")
+
+
+class TileRow(NamedTuple):
+    """One line of ``tiles.gpkg``."""
+
+    scene: str
+    window: Window
+    split: str
+    labelled: bool
+    valid: float
+    """Share of the tile's pixels that hold data."""
+    shares: tuple[float, ...]
+    """Share of the tile's pixels that each class takes."""
+
+
+def load_tile_set(folder: Path | str) -> TileSet:
+    """Read a tile set. The split is what ``tiles.gpkg`` says, so it may be edited in QGIS.
+
+    Raises:
+        TileSetError: there is none, it is damaged or of another format version, or a tile does not fit its scene.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    table = ClassTable.from_card(card.classes, card.ignore)
+    places = {entry.name: i for i, entry in enumerate(card.scenes)}
+    tiles = []
+    for name, row, col, height, width, split, labelled in _rows(folder / INDEX):
+        if name not in places or split not in SPLITS:
+            raise TileSetError(f"{folder / INDEX} has a tile of scene '{name}' and split '{split}'", hint=f"splits are {', '.join(SPLITS)}")
+        tile = Tile(places[name], Window(row, col, height, width), split, bool(labelled))
+        entry = card.scenes[tile.scene]
+        if min(row, col) < 0 or min(height, width) < 1 or tile.window.stop[0] > entry.height or tile.window.stop[1] > entry.width:
+            raise TileSetError(f"{folder / INDEX} has a tile outside its scene '{name}': {tile.window}", hint="run rsdistill tile again")
+        tiles.append(tile)
+    if not tiles:
+        raise TileSetError(f"{folder / INDEX} holds no tile", hint="run rsdistill tile again")
+    return TileSet(folder, card, table, tuple(tiles))
+
+
+def read_card(folder: Path) -> TileSetCard:
+    """Read ``tileset.json`` of a tile set's folder.
+
+    Raises:
+        TileSetError: it is missing, not ours, or of another format version.
+    """
+    path = folder / CARD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TileSetError(f"{folder} holds no {CARD}", hint="run rsdistill tile, or name its folder with --tiles") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise TileSetError(f"cannot read {path}: {error}", hint="run rsdistill tile again") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise TileSetError(f"{path} has format version {version}, not {FORMAT_VERSION}", hint="run rsdistill tile again")
+    try:
+        return TileSetCard.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise TileSetError(f"{path} is damaged: {place}: {first['msg']}", hint="run rsdistill tile again") from None
+
+
+def write_card(folder: Path, card: TileSetCard) -> None:
+    """Write ``tileset.json``."""
+    (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def nearby_path(scene: Path, folder: Path) -> str:
+    """The way from a tile set's folder to a scene, with forward slashes."""
+    return Path(os.path.relpath(scene.resolve(), folder.resolve())).as_posix()
+
+
+def _rows(path: Path) -> Sequence[tuple[Any, ...]]:
+    """Scene, window, split and labelled of every tile; SQLite is asked directly, which is 30 times faster than importing geopandas."""
+    if not path.is_file():
+        raise TileSetError(f"{path} is missing", hint="run rsdistill tile again")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            return database.execute(f"SELECT scene, row, col, height, width, split, labelled FROM {LAYER} ORDER BY fid").fetchall()
+    except sqlite3.Error as error:
+        raise TileSetError(f"{path} is damaged: {error}", hint="run rsdistill tile again") from None

@@ -1,0 +1,34 @@
+"""What the engine asks of a network: raw pixels of some windows in, scores at the pixels' own resolution out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsdistill.geo.windows import Window
+from rsdistill.inference.scores import Floats, argmax
+
+
+class Backend(ABC):
+    """A network at work."""
+
+    stride: int = 1
+    """Sides of the windows it takes are multiples of this."""
+    classes: int
+    """How many scores a pixel gets."""
+
+    @abstractmethod
+    def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
+        """Return (N, K, T, T) logits, up to a constant a pixel.
+
+        Args:
+            images: (N, C, T, T) pixels as the scene has them; 0 where not valid.
+            valid: (N, T, T).
+            windows: where each lies in the scene; smaller than T where the scene ends before.
+        """
+
+    def labels(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> NDArray[np.uint8]:
+        """Return the (N, T, T) index of the largest logit, the first of equals."""
+        return np.stack([argmax(logits) for logits in self(images, valid, windows)])

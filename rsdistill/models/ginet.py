@@ -1,0 +1,252 @@
+"""The GINet-style teacher: a local branch on the tile, guided by a global branch on the scene made small.
+
+GINet here is the *global injection network* of Zhu, Zhang, Han, Chen, Tang, Cheng, Jiao, TGRS 2024 (doi 10.1109/TGRS.2024.3482688), not the
+Graph Interaction Network of ECCV 2020. Only its abstract is at hand: two branches trained end to end, global-guided normalisation, local
+affinity distillation. Everything else is a choice of ours, so this is GINet-style and reproduces no number of the paper.
+
+Information flows from global to local only. The global branch is therefore run once a scene (:meth:`GINet.encode_context`), and each
+tile cuts what it needs out of its maps (:meth:`GINet.decode`).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from rsdistill.batches import Context, Segmentation
+from rsdistill.config import Config
+from rsdistill.models.backbones import STRIDES, Encoder
+from rsdistill.models.context import Canvas, GlobalBranch
+from rsdistill.models.ggn import GlobalGuidedNorm, PlainNorm
+from rsdistill.models.network import Network
+from rsdistill.models.pyramid import Laterals, conv_block, top_down
+from rsdistill.models.registration import crop
+
+Stride = Literal[4, 8, 16, 32]
+
+
+class LocalArgs(Config):
+    """Options of ``local``."""
+
+    encoder: str = Field("mobilenetv2_100", description="Encoder of each branch: a convolutional network of timm.")
+    dim: int = Field(64, ge=4, le=1024, description="Channels D of pyramids and features; 128 for a serious teacher.")
+    norm: Literal["bn", "ln"] = Field(
+        "bn", description="Norm outside the encoder: BatchNorm, or LayerNorm over each pixel's channels; others make seams between tiles."
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share of features dropped before the classifier.")
+
+
+class GINetArgs(LocalArgs):
+    """Options of ``ginet``."""
+
+    ggn: Literal["spatial", "vector", "none"] = Field(
+        "spatial", description="Guidance by a map of the scene, by its mean (one vector a context), or none."
+    )
+    ggn_strides: tuple[Stride, ...] = Field(STRIDES, description="Strides of the local maps that are guided.")
+    fusion: bool = Field(True, description="Whether the head also reads the global mask feature at the tile's place.")
+    shared_encoder: bool = Field(
+        False, description="One encoder for tile and context: half the parameters; the context is then normalised with the tiles' statistics."
+    )
+    hidden: int = Field(64, ge=4, le=1024, description="Channels between the two convolutions that make the guidance.")
+    context_ratio: int = Field(8, ge=1, le=256, description="Scene pixels per context pixel; part of what was learned.")
+
+
+class GINetLiteArgs(GINetArgs):
+    """Options of ``ginet-lite``."""
+
+    encoder: str = Field("mobilenetv4_conv_small_050", description="Encoder of both branches: a convolutional network of timm.")
+    ggn_strides: tuple[Stride, ...] = Field((16, 32), description="Strides of the local maps that are guided.")
+    fusion: bool = Field(False, description="Whether the head also reads the global mask feature at the tile's place.")
+    shared_encoder: bool = Field(True, description="One encoder for tile and context.")
+
+
+class Branches(NamedTuple):
+    """What GINet's training looks at."""
+
+    fused: Segmentation
+    """The network's answer for the tile, with the context-free auxiliary logits."""
+    local: Segmentation
+    """Auxiliary logits of the tile; features: its local map, averaged to k x k cells of the context (N, D, k, k)."""
+    global_: Segmentation
+    """Logits of the whole context (M, K, h, w) at its full size; features: the global map at the tile's k x k cells (N, D, k, k)."""
+
+
+class LocalBranch(nn.Module):
+    """Encoder, laterals, norms (guided where they are to be) and top-down path of a tile."""
+
+    def __init__(self, args: LocalArgs, bands: int, classes: int, guided: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.encoder = Encoder(args.encoder, bands)
+        self.guided = tuple(stride in guided for stride in STRIDES)
+        self.laterals = Laterals(self.encoder.channels, args.dim)
+        self.norms = nn.ModuleList((GlobalGuidedNorm if guide else PlainNorm)(args.dim, args.norm) for guide in self.guided)
+        self.aux = nn.Sequential(conv_block(args.dim, args.dim, args.norm), nn.Conv2d(args.dim, classes, 1))
+
+    def forward(self, stages: Sequence[Tensor], guidance: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """Return the local map (N, D, H/4, W/4) and logits (N, K, H/16, W/16) that have not seen the context.
+
+        Args:
+            stages: the encoder's maps.
+            guidance: one (N, 2D, …) for each guided stride, finest first.
+        """
+        laterals = self.laterals(stages)
+        given = iter(guidance)
+        normed = [
+            norm(lateral, next(given)) if guided else norm(lateral)
+            for norm, lateral, guided in zip(self.norms, laterals, self.guided, strict=True)
+        ]
+        return top_down(normed, self.encoder.strides, self.encoder.offsets)[0], self.aux(laterals[2])
+
+
+class Local(Network):
+    """GINet's local branch alone, of the same size: what the global branch is to be measured against."""
+
+    Args = LocalArgs
+    args: LocalArgs
+
+    def __init__(self, args: LocalArgs, bands: int, classes: int) -> None:
+        super().__init__(args)
+        self.local = LocalBranch(args, bands, classes)
+        self.head = conv_block(args.dim, args.dim, args.norm)
+        self.dropout = nn.Dropout(args.dropout)
+        self.classifier = nn.Conv2d(args.dim, classes, 1)
+
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The tile's encoder."""
+        return (self.local.encoder,)
+
+    def forward(self, image: Tensor, context: Context | None = None) -> Segmentation:
+        """Return logits (B, K, H/4, W/4), features (B, D, H/4, W/4), the encoder's maps and auxiliary logits (B, K, H/16, W/16)."""
+        stages = self.local.encoder(image)
+        local, aux = self.local(stages)
+        features = self.head(local)
+        return Segmentation(self.classifier(self.dropout(features)), features, stages, aux)
+
+
+class GINet(Network):
+    """Two branches, the local one guided by the global one.
+
+    The encoders are separate by default: at an eighth of the scale the same ground looks different, and two sets of batch statistics do
+    not mix well. ``ggn="none"`` and ``fusion=False`` leave a global branch that is trained but not heard, for ablations.
+    """
+
+    Args = GINetArgs
+    args: GINetArgs
+    needs_context = True
+
+    def __init__(self, args: GINetArgs, bands: int, classes: int) -> None:
+        super().__init__(args)
+        guided = () if args.ggn == "none" else tuple(stride for stride in STRIDES if stride in args.ggn_strides)
+        self.guided_levels = tuple(STRIDES.index(stride) for stride in guided)
+        self.local = LocalBranch(args, bands, classes, guided)
+        own = None if args.shared_encoder else Encoder(args.encoder, bands)
+        self.context = GlobalBranch(own, self.local.encoder.channels, args.dim, args.hidden, args.norm, classes, self.guided_levels)
+        self.head = conv_block(2 * args.dim if args.fusion else args.dim, args.dim, args.norm)
+        self.dropout = nn.Dropout(args.dropout)
+        self.classifier = nn.Conv2d(args.dim, classes, 1)
+
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The tile's encoder and, unless it is shared, the context's."""
+        return (self.local.encoder,) if self.args.shared_encoder else (self.local.encoder, self._context_encoder)
+
+    @property
+    def _context_encoder(self) -> Encoder:
+        return self.context.encoder or self.local.encoder
+
+    def forward(self, image: Tensor, context: Context | None = None) -> Segmentation:
+        """Return logits (B, K, H/4, W/4), features (B, D, H/4, W/4), the encoder's maps and auxiliary logits (B, K, H/16, W/16).
+
+        Raises:
+            ValueError: no context was given.
+        """
+        return self.decode(image, *self._canvas_of(context))
+
+    def encode_context(self, image: Tensor, valid: Tensor) -> Canvas:
+        """Run the global branch.
+
+        Args:
+            image: (M, C, h, w) context images of any size, normalised.
+            valid: (M, h, w) bool.
+
+        Returns:
+            Maps from which :meth:`decode` cuts what a tile needs.
+        """
+        shared = self.context.encoder is None
+        # The tiles' statistics are the encoder's own where it is shared; statistics of a few contexts would spoil pretrained ones.
+        frozen = self.training and (shared or (self.pretrained and len(image) < 4))
+        return self.context(self._context_encoder, image, valid, pooled=self.args.ggn == "vector", frozen=frozen)
+
+    def decode(self, image: Tensor, canvas: Canvas, box: Tensor, index: Tensor) -> Segmentation:
+        """Segment tiles.
+
+        Args:
+            image: (N, C, H, W) tiles.
+            canvas: from :meth:`encode_context`; may be of half precision.
+            box: (N, 4) top, left, bottom, right of each tile in [0, 1] of its context image; it may reach beyond.
+            index: (N,) which context each tile lies in.
+        """
+        return self._decode(image, canvas, box, index)[0]
+
+    def training_outputs(self, image: Tensor, context: Context | None) -> Branches:
+        """Return the answers of both branches for tiles (N, C, H, W) and their contexts.
+
+        Raises:
+            ValueError: no context was given.
+        """
+        canvas, box, index = self._canvas_of(context)
+        fused, local = self._decode(image, canvas, box, index)
+        cells = self.affinity_cells((image.shape[-2], image.shape[-1]))
+        pooled = F.adaptive_avg_pool2d(local, cells)
+        aux = fused.logits if fused.aux is None else fused.aux
+        seen = self._cut(canvas.mask, 0, cells, image, canvas, box, index)
+        logits = self.context.full_size(canvas, self._context_encoder)
+        return Branches(fused, Segmentation(aux, pooled), Segmentation(logits, seen))
+
+    def affinity_cells(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """Cells k of the global map under a tile of (height, width) pixels: those whose relations local affinity distillation compares."""
+        side = STRIDES[0] * self.args.context_ratio
+        return max(1, round(tile[0] / side)), max(1, round(tile[1] / side))
+
+    def _canvas_of(self, context: Context | None) -> tuple[Canvas, Tensor, Tensor]:
+        if context is None:
+            raise ValueError(f"{type(self).__name__} needs the scene's context")
+        return self.encode_context(context.image, context.valid), context.box, context.index
+
+    def _decode(self, image: Tensor, canvas: Canvas, box: Tensor, index: Tensor) -> tuple[Segmentation, Tensor]:
+        stages = self.local.encoder(image)
+        guidance = [
+            maps[index]
+            if self.args.ggn == "vector"
+            else self._cut(maps, level, (stages[level].shape[-2], stages[level].shape[-1]), image, canvas, box, index)
+            for level, maps in zip(self.guided_levels, canvas.guidance, strict=True)
+        ]
+        local, aux = self.local(stages, guidance)
+        fused = local
+        if self.args.fusion:
+            seen = self._cut(canvas.mask, 0, (local.shape[-2], local.shape[-1]), image, canvas, box, index)
+            fused = torch.cat([local, seen.to(local.dtype)], dim=1)
+        features = self.head(fused)
+        return Segmentation(self.classifier(self.dropout(features)), features, stages, aux), local
+
+    def _cut(
+        self, maps: Tensor, level: int, cells: tuple[int, int], image: Tensor, canvas: Canvas, box: Tensor, index: Tensor
+    ) -> Tensor:
+        """Resample the canvas map of ``level`` at the tiles' cells, (N, channels, *cells), where both encoders really see them."""
+        box = box.float()
+        sides = box.new_tensor([*canvas.size, *canvas.size])
+        pixels = box * sides
+        per_tile_pixel = (pixels[:, 2:] - pixels[:, :2]) / box.new_tensor(image.shape[-2:])
+        # Both maps' cells lie off their nominal middles, each by its encoder's offset: in context pixels, the difference is the shift.
+        shift = self._context_encoder.offsets[level] - self.local.encoder.offsets[level] * per_tile_pixel
+        return crop(maps, (pixels + shift.repeat(1, 2)) / STRIDES[level], index, cells)
+
+
+class GINetLite(GINet):
+    """GINet as a student: one light encoder, guided at strides 16 and 32; the context costs it 1 to 3 % more."""
+
+    Args = GINetLiteArgs

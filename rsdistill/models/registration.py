@@ -1,0 +1,133 @@
+"""Registration of feature maps: where an encoder's cells lie on its image, and resampling that respects it.
+
+A map at stride s need not have its cells in the middle of s x s pixels. Cell i of a network of padded convolutions is centred on pixel
+s·i, that of a patchify network (ConvNeXt) on s·i + (s-1)/2, and TensorFlow's padding puts it on s·i + s-1. Treating one as the other
+moves a context at an eighth of the scale by up to 108 pixels of the scene. So the *offset* of each map is measured: how far, in pixels
+of the image, the nominal middle of a cell lies to the right of the middle of what the cell sees, o = s/2 - c, where c is the distance of
+that middle from the image's left edge for cell 0. Encoders treat both axes alike.
+"""
+
+import copy
+import math
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+_PROBE_WIDTH = 1024
+_PROBE_HEIGHT = 32
+
+_THROUGH = re.compile(r"Squeeze|^SE|EffectiveSE|Attention|GlobalContext|GlobalResponse|DropPath|Dropout")
+"""Modules whose effect is not local: the probe goes around them whole."""
+_POINTWISE = re.compile(r"Norm|ReLU|ELU|Swish|SiLU|Mish|Sigmoid|Tanh")
+"""Modules that act on each pixel: the probe goes around them where they hold no convolution."""
+
+
+def cell_offsets(encoder: nn.Module, strides: tuple[int, ...]) -> tuple[float, ...]:
+    """Measure the offset in pixels of each map that ``encoder`` makes, finest first.
+
+    A copy of the encoder is made linear and all its kernels flat, so that the gradient of one cell with respect to a long strip of image
+    is that cell's receptive field, whose centroid is its middle. The result is rounded to 0.01 pixel.
+
+    Args:
+        encoder: takes (1, C, H, W) and returns one map per stride.
+        strides: of the maps, in pixels.
+
+    Raises:
+        RuntimeError: no map answers to the image.
+    """
+    probe = _linearised(encoder)
+    channels = next(p.shape[1] for p in probe.parameters() if p.ndim == 4)
+    strip = torch.ones(1, channels, _PROBE_HEIGHT, _PROBE_WIDTH, requires_grad=True)
+    columns = torch.arange(_PROBE_WIDTH) + 0.5
+    offsets = []
+    for level, stride in zip(probe(strip), strides, strict=True):
+        cell = _PROBE_WIDTH // (2 * stride)
+        (gradient,) = torch.autograd.grad(level[0, :, :, cell].mean(), strip, retain_graph=True)
+        weight = gradient.abs().double().sum(dim=(0, 1, 2))
+        if not weight.sum() > 0:
+            raise RuntimeError(f"the map at stride {stride} does not answer to the image")
+        centre = float((weight * columns).sum() / weight.sum())
+        offsets.append(round(stride * (cell + 0.5) - centre, 2) + 0.0)
+    return tuple(offsets)
+
+
+def _linearised(encoder: nn.Module) -> nn.Module:
+    """Return a copy of ``encoder`` in which every kernel is flat and positive and nothing but convolutions and pooling is left."""
+    probe = copy.deepcopy(encoder).float().cpu().eval()
+    for parent in list(probe.modules()):
+        for name, child in list(parent.named_children()):
+            kind = type(child).__name__
+            holds_kernels = any(p.ndim == 4 for p in child.parameters())
+            if _THROUGH.search(kind) or (_POINTWISE.search(kind) and not holds_kernels):
+                setattr(parent, name, _Through())
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode, count_include_pad=False))
+    with torch.no_grad():
+        for name, parameter in probe.named_parameters():
+            flat = 1.0 if parameter.ndim < 2 else parameter.shape[0] / parameter.numel()
+            parameter.fill_(0.0 if name.endswith("bias") else flat)
+    return probe
+
+
+class _Through(nn.Module):
+    """Returns its first argument."""
+
+    def forward(self, features: Tensor, *_: object, **__: object) -> Tensor:
+        return features
+
+
+def rise(coarse: Tensor, factor: int, offset: float, size: tuple[int, int]) -> Tensor:
+    """Up-sample (B, C, h, w) bilinearly by an integer ``factor``, repeating the edges, and cut the result to ``size``.
+
+    Args:
+        coarse: the map.
+        factor: fine cells per coarse cell.
+        offset: where fine cell 0 lies, in coarse cells from coarse cell 0; in (-1, 0].
+        size: (height, width) of the result, at most ``factor`` times that of ``coarse``.
+    """
+    for dim, length in zip((2, 3), size, strict=True):
+        cells = coarse.shape[dim]
+        padded = F.pad(coarse, (0, 0, 1, 1) if dim == 2 else (1, 1, 0, 0), mode="replicate")
+        phases = []
+        for phase in range(factor):
+            at = phase / factor + offset
+            first = 1 + math.floor(at)
+            near = padded.narrow(dim, first, cells)
+            weight = at - math.floor(at)
+            phases.append(torch.lerp(near, padded.narrow(dim, first + 1, cells), weight) if weight else near)
+        coarse = torch.stack(phases, dim=dim + 1).flatten(dim, dim + 1).narrow(dim, 0, length)
+    return coarse
+
+
+def crop(maps: Tensor, box: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut boxes out of maps and resample them bilinearly, in float32; beyond a map's edge its last cells are repeated.
+
+    Args:
+        maps: (M, C, h, w).
+        box: (N, 4) top, left, bottom, right in cells of the maps, counted from the outer edge of cell 0; need not be whole numbers.
+        index: (N,) which map each box lies in.
+        size: (height, width) of the result in samples; sample x of a box of width b lies in the middle of the x-th of ``width`` parts.
+
+    Returns:
+        (N, C, height, width) float32.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        maps, box = maps.float(), box.float()
+        height, width = maps.shape[-2:]
+        rim = _overhang(box, height, width)
+        if rim:
+            maps = F.pad(maps, (rim, rim, rim, rim), mode="replicate")
+            box = box + rim
+        rois = torch.cat([index.to(box)[:, None], box[:, [1, 0, 3, 2]]], dim=1)
+        return roi_align(maps.contiguous(), rois, size, spatial_scale=1.0, sampling_ratio=1, aligned=True)
+
+
+def _overhang(box: Tensor, height: int, width: int) -> int:
+    """Cells by which boxes reach beyond their maps, less the one that roi_align itself repeats."""
+    if torch.compiler.is_compiling() or not len(box):
+        return 0
+    low, high = float(box[:, :2].min()), box[:, 2:].amax(dim=0).tolist()
+    return max(0, math.ceil(max(-low, high[0] - height, high[1] - width) - 0.5))

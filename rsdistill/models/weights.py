@@ -1,0 +1,190 @@
+"""Pretrained encoder weights: from a file or from the Hugging Face hub, matched tensor by tensor and never by luck."""
+
+import os
+import re
+import socket
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rsdistill.errors import ConfigError, WeightsError
+from rsdistill.models.backbones import Encoder, hub_weights
+from rsdistill.models.network import Network
+
+MIN_MATCH = 0.95
+"""Weights that fill a smaller share of an encoder's tensors are refused."""
+
+MAX_PICKLE_BYTES = 4 << 30
+"""A longer .pt or .pth file is refused unread."""
+
+_HEADS = re.compile(r"^(classifier|fc|head|last_linear)\b")
+_HINT = "name a .safetensors file of this encoder, or train from scratch with --weights none"
+
+
+class LoadedWeights(NamedTuple):
+    """What became of pretrained weights."""
+
+    source: str
+    matched: int
+    """Tensors of the network's encoders that were filled."""
+    total: int
+    """Tensors that these encoders have (without counters of batches)."""
+
+    def __str__(self) -> str:
+        if not self.total:
+            return "encoder weights: none, training starts from random numbers"
+        return f"encoder weights: {self.matched} of {self.total} tensors from {self.source}"
+
+
+def load_encoder_weights(network: Network, spec: str, *, offline: bool = False) -> LoadedWeights:
+    """Fill the encoders of ``network`` with pretrained weights.
+
+    The first convolution is folded to the network's number of bands: bands take the weights of red, green and blue in turn, scaled so
+    that the layer answers as strongly as before.
+
+    Args:
+        network: its ``encoders`` are filled in place.
+        spec: ``none``, ``imagenet`` (from the hub's cache, or the hub), or the path of a safetensors file (or a .pt/.pth of plain
+            tensors) with names of the encoder's own library, or with other names in the same order.
+        offline: do not touch the network; neither does HF_HUB_OFFLINE=1.
+
+    Raises:
+        WeightsError: the weights cannot be had or read, or fill less than 95 % of an encoder.
+        ConfigError: the network has no encoder.
+    """
+    if spec == "none":
+        return LoadedWeights("none", 0, 0)
+    if not network.encoders:
+        raise ConfigError(f"a {type(network).__name__} network has no encoder that takes weights", hint="use --weights none")
+    matched = total = 0
+    for encoder in network.encoders:
+        path = _from_hub(encoder, offline) if spec == "imagenet" else Path(spec)
+        filled, wanted = _fill(encoder, _read(path), spec)
+        matched, total = matched + filled, total + wanted
+    network.pretrained = True
+    return LoadedWeights(spec, matched, total)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(f"weights {path} are not a file", hint=_HINT)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix in {".pt", ".pth"} and path.stat().st_size <= MAX_PICKLE_BYTES:
+            read = torch.load(path, map_location="cpu", weights_only=True)
+            read = read.get("state_dict", read) if isinstance(read, dict) else {}
+            return {name: tensor for name, tensor in read.items() if isinstance(tensor, Tensor)}
+    except Exception as error:  # torch.load raises half a dozen kinds on a file that is not its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"cannot read weights {path}: {reason}", hint=_HINT) from None
+    raise WeightsError(f"weights {path} are neither .safetensors nor a .pt or .pth of at most {MAX_PICKLE_BYTES >> 30} GiB", hint=_HINT)
+
+
+def _fill(encoder: nn.Module, source: Mapping[str, Tensor], spec: str) -> tuple[int, int]:
+    """Copy tensors of ``source`` into ``encoder``; return how many of how many."""
+    body = encoder.body if isinstance(encoder, Encoder) else encoder
+    target = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith("num_batches_tracked")}
+    pairs = max(_by_name(target, source), _by_order(target, source), key=len)
+    if len(pairs) < MIN_MATCH * len(target):
+        name = getattr(encoder, "name", type(encoder).__name__)
+        raise WeightsError(f"weights {spec} fit {len(pairs)} of the {len(target)} tensors of encoder {name}", hint=_HINT)
+    with torch.no_grad():
+        for name, tensor in pairs.items():
+            target[name].copy_(_folded(tensor, target[name].shape[1]) if tensor.ndim == 4 else tensor)
+    return len(pairs), len(target)
+
+
+def _by_name(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pair tensors of equal name and shape."""
+    first = next((name for name, tensor in target.items() if tensor.ndim == 4), "")
+    return {name: source[name] for name, tensor in target.items() if name in source and _fits(source[name], tensor, foldable=name == first)}
+
+
+def _by_order(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pair the n-th tensor of each kind (weight, bias, running_mean …) with the n-th in the order of the other library's names.
+
+    An encoder may lack layers at the end that the source has. A single shape that differs means that the orders do, and pairs nothing.
+    """
+    pairs: dict[str, Tensor] = {}
+    first = next((name for name, tensor in target.items() if tensor.ndim == 4), "")
+    names = sorted((name for name in source if not _HEADS.match(name)), key=_natural)
+    for kind in ("weight", "bias", "running_mean", "running_var"):
+        wanted = [name for name in target if name.rpartition(".")[2] == kind]
+        offered = [name for name in names if name.rpartition(".")[2] == kind]
+        if len(offered) < len(wanted):
+            return {}
+        for name, other in zip(wanted, offered, strict=False):
+            if not _fits(source[other], target[name], foldable=name == first):
+                return {}
+            pairs[name] = source[other]
+    return pairs
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _fits(source: Tensor, target: Tensor, *, foldable: bool) -> bool:
+    if not foldable:
+        return source.shape == target.shape
+    return source.ndim == target.ndim and source.shape[0] == target.shape[0] and source.shape[2:] == target.shape[2:]
+
+
+def _folded(kernel: Tensor, bands: int) -> Tensor:
+    """Return a kernel (D, C, h, w) for ``bands`` input bands that answers as strongly to equal bands."""
+    channels = kernel.shape[1]
+    if channels == bands:
+        return kernel
+    if bands < channels:
+        return kernel.float().mean(dim=1, keepdim=True).expand(-1, bands, -1, -1) * (channels / bands)
+    return kernel.float()[:, torch.arange(bands) % channels] * (channels / bands)
+
+
+def _from_hub(encoder: nn.Module, offline: bool) -> Path:
+    """Return the path of an encoder's ImageNet weights in the hub's cache, fetched if need be and if the hub answers at once."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name = str(getattr(encoder, "name", ""))
+    place = hub_weights(encoder, name)
+    if place is None:
+        raise WeightsError(f"there are no ImageNet weights for encoder {name}", hint=_HINT)
+    repository, file, revision = place
+    cached = try_to_load_from_cache(repository, file, revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    if offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "TRUE", "YES", "ON"}:
+        raise WeightsError(f"ImageNet weights of {name} ({repository}) are not in the cache, and the network is not to be used", hint=_HINT)
+    if not _answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
+        raise WeightsError(f"ImageNet weights of {name} ({repository}) are not in the cache, and the hub does not answer", hint=_HINT)
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise WeightsError(f"cannot fetch {repository}/{file}: {str(error).splitlines()[0]}", hint=_HINT) from None
+
+
+def _answers(endpoint: str, seconds: float = 1.0) -> bool:
+    """Whether ``endpoint`` takes a connection within ``seconds``; the hub's own client would try for half a minute."""
+    parts = urlsplit(endpoint)
+    answered = threading.Event()
+
+    def knock() -> None:
+        try:
+            with socket.create_connection((parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)), timeout=seconds):
+                answered.set()
+        except OSError:
+            pass
+
+    # A thread, because no timeout bounds the look-up of a name.
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()

@@ -1,0 +1,127 @@
+"""Cloud-optimised GeoTIFFs made in one step from a virtual raster, which carries what rasterio has no call for: palette, names, scaling."""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # what GDAL's own errors become; rasterio.errors does not offer it
+from rasterio.windows import Window as RasterWindow
+
+from rsdistill.errors import ConfigError, DiskError
+from rsdistill.geo.classes import ClassTable
+from rsdistill.geo.windows import Grid
+
+Compression = Literal["deflate", "zstd", "lzw", "lzma", "none"]
+"""Lossless compressions; a lossy one would invent classes."""
+
+BLOCK = 512
+"""Side of the blocks, and rows that are read or written at once."""
+
+FREE_OPTIONS = (
+    "LEVEL",
+    "PREDICTOR",
+    "BLOCKSIZE",
+    "BIGTIFF",
+    "NUM_THREADS",
+    "OVERVIEWS",
+    "OVERVIEW_COUNT",
+    "OVERVIEW_COMPRESS",
+    "SPARSE_OK",
+)
+"""Creation options a person may give; the others of GDAL's COG driver would change pixels or have an option of their own."""
+
+_TYPES = {"uint8": "Byte", "uint16": "UInt16"}
+
+Decorate = Callable[[ET.Element], None]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what GDAL says when a write fails into one DiskError that names ``path``."""
+    try:
+        yield
+    except (OSError, CPLE_BaseError) as error:
+        raise DiskError(f"cannot write {path}: {error.__cause__ or error}", hint="check space, permission and the folder's name") from error
+
+
+def check_options(options: Mapping[str, str]) -> dict[str, str]:
+    """Return creation options with their keys in capitals; raise ConfigError for one that is not in :data:`FREE_OPTIONS`."""
+    checked = {key.upper(): value for key, value in options.items()}
+    for key in checked:
+        if key not in FREE_OPTIONS:
+            raise ConfigError(f"creation option {key} cannot be given", hint="free are " + ", ".join(FREE_OPTIONS))
+    return checked
+
+
+def virtual_raster(
+    source: Path, grid: Grid, dtype: str, nodata: int, bands: Sequence[str], *, tags: Mapping[str, str], decorate: Decorate
+) -> str:
+    """Return the XML of a virtual raster over ``source`` with this grid, nodata, band names and tags.
+
+    ``decorate`` adds what a band carries beyond that; ``dtype`` is uint8 or uint16.
+    """
+    root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
+    if grid.crs is not None:
+        ET.SubElement(root, "SRS").text = grid.crs.to_wkt(version="WKT2_2019")
+    if not grid.transform.is_identity:
+        ET.SubElement(root, "GeoTransform").text = ",".join(repr(float(value)) for value in grid.transform.to_gdal())
+    metadata = ET.SubElement(root, "Metadata")
+    for key, value in tags.items():
+        ET.SubElement(metadata, "MDI", key=key).text = value
+    for number, name in enumerate(bands, start=1):
+        band = ET.SubElement(root, "VRTRasterBand", dataType=_TYPES[dtype], band=str(number))
+        ET.SubElement(band, "Description").text = name
+        ET.SubElement(band, "NoDataValue").text = str(nodata)
+        decorate(band)
+        simple = ET.SubElement(band, "SimpleSource")
+        ET.SubElement(simple, "SourceFilename", relativeToVRT="0").text = str(source.absolute())
+        ET.SubElement(simple, "SourceBand").text = str(number)
+    return ET.tostring(root, encoding="unicode")
+
+
+def add_palette(band: ET.Element, table: ClassTable) -> None:
+    """Append a class table's colours to a band of a virtual raster; values without a class stay black."""
+    ET.SubElement(band, "ColorInterp").text = "Palette"
+    colors = {one.id: one.rgb for one in table.classes}
+    entries = ET.SubElement(band, "ColorTable")
+    for value in range(max(colors) + 1):
+        red, green, blue = colors.get(value, (0, 0, 0))
+        ET.SubElement(entries, "Entry", c1=str(red), c2=str(green), c3=str(blue), c4="255")
+
+
+def add_scale(band: ET.Element, scale: float) -> None:
+    """Append a scale without offset to a band of a virtual raster."""
+    ET.SubElement(band, "Offset").text = "0"
+    ET.SubElement(band, "Scale").text = repr(scale)
+
+
+def copy_to_cog(
+    virtual: str, path: Path, resampling: Literal["MODE", "AVERAGE"], compress: Compression, options: Mapping[str, str]
+) -> None:
+    """Write the virtual raster to ``path`` with overviews.
+
+    ``MODE`` is the only resampling for classes: GDAL's default, cubic, invents values that are none.
+    """
+    fixed = {"COMPRESS": compress.upper(), "OVERVIEW_RESAMPLING": resampling}
+    free = {"BLOCKSIZE": str(BLOCK), "BIGTIFF": "IF_SAFER", "SPARSE_OK": "YES", "NUM_THREADS": "ALL_CPUS"} | dict(options)
+    rasterio.shutil.copy(virtual, path, driver="COG", **(free | fixed))
+    path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
+
+
+def block_rows(path: Path) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield a raster from top to bottom: first row, and (bands, ≤ :data:`BLOCK`, width) values."""
+    with rasterio.open(path) as file:
+        for row in range(0, file.height, BLOCK):
+            yield row, file.read(window=RasterWindow(0, row, file.width, min(BLOCK, file.height - row)))
+
+
+def checksum(values: NDArray[Any]) -> int:
+    """Return the CRC-32 of an array's values."""
+    return zlib.crc32(np.ascontiguousarray(values).data)

@@ -1,0 +1,82 @@
+"""The comparison of methods as numbers, as Markdown and as a picture: accuracy against the cost of a step."""
+
+from collections.abc import Sequence
+from math import nan, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsdistill.geo.files import atomic
+
+CONFIDENCE = 0.95
+AVERAGED = ("miou", "pixel_accuracy", "boundary_iou", "ms_per_step", "peak_mb", "seconds", "steps")
+
+
+def summarise(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row a method, best first: means and deviations over seeds, and the paired difference to ``ce`` with its 95 % interval."""
+    seeds = {run["seed"]: run["miou"] for run in runs if run["method"] == "ce"}
+    rows = []
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        row: dict[str, Any] = {"method": method, "runs": len(own)}
+        for name in AVERAGED:
+            values = np.array([nan if run[name] is None else run[name] for run in own], float)
+            row |= {name: float(values.mean()), f"{name}_sd": float(values.std(ddof=1)) if len(own) > 1 else 0.0}
+        row["to_ce"], row["to_ce_interval"] = paired([run["miou"] - seeds[run["seed"]] for run in own if run["seed"] in seeds])
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["miou"])
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of paired differences and the half-width of its 95 % interval by Student's t (NaN for one pair)."""
+    from scipy.stats import t
+
+    values = np.asarray(differences, float)
+    if len(values) < 2:
+        return float(values.mean()) if len(values) else nan, nan
+    return float(values.mean()), float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / sqrt(len(values)))
+
+
+def markdown(comparison: dict[str, Any]) -> str:
+    """Return the comparison as Markdown tables."""
+    lines = []
+    for budget, rows in comparison["budgets"].items():
+        lines += [
+            f"### Equal {budget}",
+            "",
+            "| method | mIoU % | PA % | boundary IoU % | to `ce`, points | steps | ms/step | s | peak MB |",
+        ]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        for row in rows:
+            interval = "" if np.isnan(row["to_ce_interval"]) else f" ± {100 * row['to_ce_interval']:.1f}"
+            cells = [row["method"], *(f"{100 * row[name]:.1f} ± {100 * row[f'{name}_sd']:.1f}" for name in AVERAGED[:3])]
+            cells += [
+                "–" if row["method"] == "ce" else f"{100 * row['to_ce']:+.1f}{interval}",
+                *(f"{row[name]:.0f}" for name in ("steps", "ms_per_step", "seconds", "peak_mb")),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw_comparison(comparison: dict[str, Any], path: Path) -> None:
+    """Draw mIoU (mean ± standard deviation) against milliseconds a step, one panel a budget."""
+    from matplotlib.figure import Figure
+
+    budgets = comparison["budgets"]
+    figure = Figure(figsize=(5.2 * len(budgets), 4), layout="constrained")
+    panels = figure.subplots(1, len(budgets), squeeze=False, sharey=True)[0]
+    for panel, (budget, rows) in zip(panels, budgets.items(), strict=True):
+        for row in rows:
+            color = {"ce": "#666666", "kd": "#0072b2"}.get(row["method"], "#d55e00")
+            panel.errorbar(row["ms_per_step"], 100 * row["miou"], yerr=100 * row["miou_sd"], fmt="o", color=color, capsize=3, markersize=5)
+            panel.annotate(
+                row["method"], (row["ms_per_step"], 100 * row["miou"]), xytext=(6, 4), textcoords="offset points", fontsize=9, color=color
+            )
+        panel.set(title=f"equal {budget}", xlabel="ms a step")
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("whole-scene mIoU, %")
+    with atomic(path) as part:
+        figure.savefig(part, dpi=160)

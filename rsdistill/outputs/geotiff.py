@@ -1,0 +1,217 @@
+"""Writers of rasters: strips of any height go in from top to bottom, a checked cloud-optimised GeoTIFF comes out.
+
+The strips are kept in a sparse, tiled GeoTIFF beside the result, in whole rows of blocks (other writes leave holes and cost three times
+as much), and copied into the COG last: a palette added to a finished COG would break its layout, and writing into a COG directly would
+buffer the whole scene. Then the result is read back and compared, because GDAL does not report every write that a full disk swallowed.
+Nothing is taken from the scene's own file but its grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.windows import Window as RasterWindow
+
+from rsdistill.errors import DiskError
+from rsdistill.geo.classes import ClassTable
+from rsdistill.geo.files import atomic, refuse_existing
+from rsdistill.geo.windows import Grid
+from rsdistill.outputs.cog import (
+    BLOCK,
+    Compression,
+    add_palette,
+    add_scale,
+    block_rows,
+    check_options,
+    checksum,
+    copy_to_cog,
+    virtual_raster,
+    writing,
+)
+from rsdistill.outputs.styles import aux_xml, class_style
+
+SHARE_NODATA = 255
+SHARE_STEPS = 254
+"""Figures between 0 and 1 are stored as uint8 0…254 with scale 1/254."""
+
+
+class _Abandoned(BaseException):
+    """The block ended badly: throw the partial files away."""
+
+
+class StripWriter:
+    """Base of the writers: takes strips in row order and publishes a COG when its ``with`` block ends well."""
+
+    resampling: Literal["MODE", "AVERAGE"]
+
+    def __init__(
+        self,
+        path: Path,
+        grid: Grid,
+        bands: Sequence[str],
+        dtype: str,
+        nodata: int,
+        *,
+        compress: Compression = "deflate",
+        creation_options: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Name the result; nothing is written before the ``with`` block.
+
+        Raises:
+            ConfigError: a creation option that is not free.
+            OutputExistsError: the result exists, without ``overwrite``.
+        """
+        self.path, self.grid, self.bands, self.dtype, self.nodata = Path(path), grid, tuple(bands), np.dtype(dtype), nodata
+        self.compress, self.options, self.tags = compress, check_options(creation_options or {}), dict(tags or {})
+        refuse_existing([self.path], overwrite)
+        self._open = ExitStack()
+        self._rows = np.empty((len(self.bands), BLOCK, grid.width), self.dtype)
+        self._next = 0
+        self._sums: list[int] = []
+
+    def __enter__(self) -> Self:
+        self._partial = self._open.enter_context(atomic(self.path))
+        self._strips = self._partial.with_name(self._partial.name + ".strips")
+        shape = {"height": self.grid.height, "width": self.grid.width, "count": len(self.bands), "dtype": self.dtype, "nodata": self.nodata}
+        layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band", "sparse_ok": True, "bigtiff": "if_safer"}
+        with writing(self.path):
+            self._file = self._open.enter_context(
+                rasterio.open(self._strips, "w", driver="GTiff", compress="deflate", zlevel=1, **shape, **layout)
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            with self._open:
+                if error is not None:
+                    raise _Abandoned
+                self._finish()
+        except _Abandoned:
+            return  # the block's own error goes on as it is
+
+    def _write(self, values: NDArray[Any], row: int) -> None:
+        """Take (bands, h, width) values for ``row`` and those below, which must follow what was written before."""
+        if row != self._next or row + values.shape[1] > self.grid.height or values.shape[::2] != self._rows.shape[::2]:
+            raise ValueError(
+                f"{values.shape} values for row {row} do not follow row {self._next} of {self.grid.height} x {self.grid.width}"
+            )
+        while values.shape[1]:
+            filled = self._next % BLOCK
+            taken = min(BLOCK - filled, values.shape[1])
+            self._rows[:, filled : filled + taken] = values[:, :taken]
+            self._next += taken
+            values = values[:, taken:]
+            if self._next % BLOCK == 0 or self._next == self.grid.height:
+                self._flush(filled + taken)
+
+    def _flush(self, height: int) -> None:
+        rows = self._rows[:, :height]
+        with writing(self.path):
+            self._file.write(rows, window=RasterWindow(0, self._next - height, self.grid.width, height))
+        self._sums.append(checksum(rows))
+
+    def _finish(self) -> None:
+        """Make the COG, check it, and put the sidecars in place."""
+        if self._next != self.grid.height:
+            raise ValueError(f"{self.path}: {self._next} of {self.grid.height} rows were written")
+        self._file.close()
+        virtual = virtual_raster(self._strips, self.grid, self.dtype.name, self.nodata, self.bands, tags=self.tags, decorate=self._decorate)
+        with writing(self.path):
+            copy_to_cog(virtual, self._partial, self.resampling, self.compress, self.options)
+        check_pixels(self._partial, self._sums, self.path)
+        self._strips.unlink()
+        self._sidecars()
+
+    def _decorate(self, band: ET.Element) -> None:
+        """Add to a band of the virtual raster what this kind of raster carries."""
+        raise NotImplementedError
+
+    def _sidecars(self) -> None:
+        """Write the files beside the result, or remove those that an older result left."""
+        self.path.with_name(self.path.name + ".aux.xml").unlink(missing_ok=True)
+
+
+class LabelRasterWriter(StripWriter):
+    """Writer of a mask: class ids with palette, names, nodata, and the QGIS style beside it."""
+
+    resampling = "MODE"
+
+    def __init__(self, path: Path, grid: Grid, table: ClassTable, **options: Any) -> None:
+        """Name the result; ``options`` are the keyword arguments of :class:`StripWriter`."""
+        super().__init__(path, grid, ["class"], np.dtype(table.dtype).name, table.nodata, **options)
+        self.table = table
+
+    def write(self, row: int, index: NDArray[np.uint8]) -> None:
+        """Take the rows from ``row`` on: (h, width) class index 0…K−1, or 255 where there is no data."""
+        self._write(self.table.to_ids(index)[np.newaxis], row)
+
+    def _decorate(self, band: ET.Element) -> None:
+        add_palette(band, self.table)
+
+    def _sidecars(self) -> None:
+        write_sidecars(self.path, self.table)
+
+
+class FloatRasterWriter(StripWriter):
+    """Writer of figures between 0 and 1 (confidence, probabilities): uint8 0…254 with scale 1/254, nodata 255."""
+
+    resampling = "AVERAGE"
+
+    def __init__(self, path: Path, grid: Grid, bands: Sequence[str] = ("confidence",), **options: Any) -> None:
+        """Name the result and its bands; ``options`` are the keyword arguments of :class:`StripWriter`."""
+        super().__init__(path, grid, bands, "uint8", SHARE_NODATA, **options)
+
+    def write(self, row: int, values: NDArray[np.floating[Any]]) -> None:
+        """Take the rows from ``row`` on: (h, width) or (bands, h, width) values in [0, 1], NaN where there is no data."""
+        values = np.asarray(values, np.float32).reshape(len(self.bands), -1, self.grid.width)
+        steps = np.rint(values * SHARE_STEPS).clip(0, SHARE_STEPS)
+        self._write(np.where(np.isnan(steps), np.float32(SHARE_NODATA), steps).astype(np.uint8), row)
+
+    def _decorate(self, band: ET.Element) -> None:
+        add_scale(band, 1 / SHARE_STEPS)
+
+
+def check_pixels(made: Path, sums: Sequence[int], path: Path) -> None:
+    """Compare the raster ``made`` with the checksums of its block rows.
+
+    Raises:
+        DiskError: it holds other pixels, or cannot be read; the message names ``path``, what it was to become.
+    """
+    try:
+        same = [checksum(rows) for _, rows in block_rows(made)] == list(sums)
+    except RasterioError as error:
+        raise DiskError(f"{path} cannot be read back: {error}", hint="check the disk's space and health") from error
+    if not same:
+        raise DiskError(f"{path} reads back other pixels than were written", hint="check the disk's space and health")
+
+
+def write_sidecars(path: Path, table: ClassTable) -> None:
+    """Write class names (``.aux.xml``) and the QGIS style (``.qml``) beside the mask ``path``."""
+    for name, text in ((path.name + ".aux.xml", aux_xml(table)), (path.stem + ".qml", class_style(table))):
+        with atomic(path.with_name(name)) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def restyle(mask: Path, table: ClassTable) -> None:
+    """Give the mask ``mask`` the colours and names of ``table``: palette, ``.aux.xml`` and ``.qml``.
+
+    A palette sits in front of the pixels of a COG, so the file is written anew, with the same pixels, tags and compression.
+    """
+    with rasterio.open(mask) as file:
+        grid = Grid(file.height, file.width, file.crs, file.transform)
+        dtype, nodata, tags, compress = file.dtypes[0], int(file.nodata), file.tags(), str(file.profile.get("compress", "none"))
+    with atomic(mask) as partial:
+        virtual = virtual_raster(mask, grid, dtype, nodata, ["class"], tags=tags, decorate=lambda band: add_palette(band, table))
+        with writing(mask):
+            copy_to_cog(virtual, partial, "MODE", compress, {})  # type: ignore[arg-type]
+        check_pixels(partial, [checksum(rows) for _, rows in block_rows(mask)], mask)
+        write_sidecars(mask, table)

@@ -1,0 +1,166 @@
+"""From a configuration to a saved model: the tile set, the machine, the loop, and the files that stand afterwards."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+import rsdistill.models.checkpoints as checkpoints
+from rsdistill.config import run_file
+from rsdistill.data.dataset import BatchSource, Composition
+from rsdistill.errors import ConfigError, DeviceError
+from rsdistill.geo.files import atomic
+from rsdistill.geo.tile_index import TileSet
+from rsdistill.models.card import ModelCard
+from rsdistill.models.network import Network
+from rsdistill.models.weights import LoadedWeights
+from rsdistill.outputs.curves import draw_curves
+from rsdistill.reporting import Progress, Result, Table
+from rsdistill.training.logs import RunLog
+from rsdistill.training.loop import Fit, Outcome
+from rsdistill.training.losses import Supervised, balanced_weights
+from rsdistill.training.objectives import Objective
+from rsdistill.training.prepare import Files
+from rsdistill.training.settings import TrainingConfig
+from rsdistill.training.state import file_digest, fingerprint
+from rsdistill.training.validation import validator
+
+CPU_STEPS = 300
+GPU_STEPS = 20_000
+"""Default budgets: minutes on two cores, hours on an accelerator."""
+
+
+def fabric_for(config: TrainingConfig) -> Fabric:
+    """Return Lightning Fabric on the device and in the precision of ``config``, with bounded threads.
+
+    Raises:
+        DeviceError: the device does not exist here.
+    """
+    kind, _, number = config.device.partition(":")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if kind == "auto":
+        kind = "cuda" if cuda else "mps" if mps else "cpu"
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"unknown device '{config.device}'", hint="auto, cpu, cuda, cuda:1 or mps")
+    if (kind == "cuda" and not cuda) or (kind == "mps" and not mps) or (number and int(number) >= torch.cuda.device_count()):
+        raise DeviceError(f"device '{config.device}' is not there", hint="use --device cpu or auto")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    precision = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[config.precision]
+    return Fabric(accelerator=kind, devices=[int(number)] if number else 1, precision=precision)  # type: ignore[arg-type]
+
+
+def budget(config: TrainingConfig, fabric: Fabric) -> int:
+    """Return the number of steps: what was asked for, or what suits the device."""
+    return config.steps or (CPU_STEPS if fabric.device.type == "cpu" else GPU_STEPS)
+
+
+def supervised(config: TrainingConfig, tile_set: TileSet) -> Supervised:
+    """Return the supervised terms that ``config`` names."""
+    weights = balanced_weights(tile_set.card.class_pixels["train"]) if config.class_weights == "balanced" else None
+    return Supervised(config.loss, weights)
+
+
+def source(
+    config: TrainingConfig, tile_set: TileSet, *, with_context: bool, unlabelled: int = 0, labels_fraction: float = 1.0
+) -> BatchSource:
+    """Return the batches of ``config``: tiles share context images only where a network reads them."""
+    contexts = min(config.contexts, config.batch) if with_context else config.batch
+    if config.batch % contexts:
+        raise ConfigError(
+            f"batch {config.batch} is not a multiple of contexts {contexts}", hint="every context gets the same number of tiles"
+        )
+    tiles = config.batch // contexts
+    make = Composition(contexts, tiles, unlabelled * contexts, with_context)
+    return BatchSource(tile_set, make, seed=config.seed, labels_fraction=labels_fraction)
+
+
+def card_for(tile_set: TileSet, network: Network, arch: str, *, method: str, seed: int) -> ModelCard:
+    """Return the card of ``network``, an ``arch`` trained on ``tile_set``; its options are written out, whatever later defaults are."""
+    card = tile_set.card
+    packages = ("rsdistill", "torch", "torchgeo", "timm", "segmentation-models-pytorch")
+    return ModelCard(
+        arch=arch,
+        arch_args=network.args.model_dump(mode="json"),
+        classes=tile_set.table.to_card(),
+        ignore=tile_set.table.ignore,
+        bands=card.bands,
+        band_names=card.band_names,
+        mean=card.mean,
+        std=card.std,
+        dtype=card.dtype,
+        nodata=card.nodata,
+        pixel_size=card.pixel_size,
+        context_ratio=card.context_ratio,
+        tile=card.tile,
+        margin=card.tile // 8 if network.stride > 1 else 0,
+        method=method,
+        seed=seed,
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+    )
+
+
+def carry_out(
+    config: TrainingConfig,
+    command: str,
+    objective: Objective,
+    batches: BatchSource,
+    card: ModelCard,
+    files: Files,
+    fabric: Fabric,
+    progress: Progress,
+    *,
+    parents: tuple[Path, ...] = (),
+) -> Result:
+    """Train ``objective`` and write the model, the log, its picture and the configuration.
+
+    Raises:
+        DivergedError: training left the finite numbers.
+    """
+    tile_set = batches.reader.tile_set
+    steps = budget(config, fabric)
+    mark = fingerprint(config, str(steps), file_digest(tile_set.folder / "tileset.json"), *map(file_digest, parents))
+    log = RunLog(files.log, max(1, steps // 50), tensorboard=config.tensorboard)
+    validate = validator(tile_set, card, config.validation, fabric.device)
+    fit = Fit(objective, batches, config, steps, validate, files.state, log, progress, fabric)
+    outcome = fit.run(mark)
+    _write(files, objective.network, card, outcome)
+    draw_curves(files.log, files.curves, files.model.stem)
+    with atomic(files.run) as part:
+        part.write_text(run_file(config, command))
+    files.state.unlink(missing_ok=True)
+    figures = {"miou": outcome.figures["miou"], "pixel_accuracy": outcome.figures["pixel_accuracy"]}
+    data = {
+        "model": str(files.model),
+        **figures,
+        "steps": outcome.steps,
+        "seconds": round(outcome.seconds, 2),
+        "parameters": _size(objective.network),
+    }
+    rows = (
+        ("parameters", f"{data['parameters'] / 1e6:.2f} M"),
+        ("steps", str(outcome.steps)),
+        ("training seconds", f"{outcome.seconds:.1f}"),
+    )
+    rows += tuple((f"validation {name.replace('_', ' ')}", f"{100 * value:.1f} %") for name, value in figures.items())
+    return Result(paths=(files.model,), data=data, tables=(Table(f"{card.arch} ({card.method})", ("", ""), rows),))
+
+
+def _write(files: Files, network: nn.Module, card: ModelCard, outcome: Outcome) -> None:
+    for path, weights in ((files.last, outcome.last), (files.model, outcome.best)):
+        network.load_state_dict(weights)
+        checkpoints.save_model(path, network, card)
+
+
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def introduce(progress: Progress, fabric: Fabric, config: TrainingConfig, network: Network, loaded: LoadedWeights, serious: str) -> None:
+    """Say what starts, and once which line would make a default run a serious one."""
+    progress.message(f"{type(network).__name__}: {_size(network) / 1e6:.2f} M parameters, {budget(config, fabric)} steps on {fabric.device}; {loaded}")
+    if config.steps is None and fabric.device.type == "cpu":
+        progress.message(f"this is a quick run, sized for this machine; a serious one is: {serious}")

@@ -1,0 +1,38 @@
+"""A teacher's training, put together: network, local affinity distillation, batches."""
+
+from typing import Any
+
+import torch
+
+from rsdistill.methods.lad import LAD
+from rsdistill.models.checkpoints import build_network
+from rsdistill.models.weights import load_encoder_weights
+from rsdistill.reporting import Progress, Result
+from rsdistill.training import run
+from rsdistill.training.objectives import TeacherObjective
+from rsdistill.training.prepare import Files, open_tile_set
+from rsdistill.training.settings import TrainingConfig
+
+
+def train(
+    config: TrainingConfig,
+    arch: str,
+    arch_args: dict[str, Any],
+    files: Files,
+    *,
+    lad: str,
+    lad_weight: float,
+    serious: str,
+    progress: Progress,
+) -> Result:
+    """Train the network ``arch`` on labels alone and write it to ``files``."""
+    tile_set = open_tile_set(config)
+    fabric = run.fabric_for(config)
+    torch.manual_seed(config.seed)
+    network = build_network(arch, arch_args, len(tile_set.card.bands), len(tile_set.table))
+    run.introduce(progress, fabric, config, network, load_encoder_weights(network, config.weights, offline=config.offline), serious)
+    affinity = LAD(mode=lad, weight=lad_weight) if lad != "none" and hasattr(network, "training_outputs") else None
+    objective = TeacherObjective(network, run.supervised(config, tile_set), augmentation=config.augment, seed=config.seed, lad=affinity)
+    batches = run.source(config, tile_set, with_context=network.needs_context)
+    card = run.card_for(tile_set, network, arch, method="supervised", seed=config.seed)
+    return run.carry_out(config, "train_teacher", objective, batches, card, files, fabric, progress)
