@@ -18,7 +18,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import click
 import typer
 from pydantic.fields import FieldInfo
 
@@ -28,6 +27,11 @@ from rsdistill.errors import DiskError, MemoryLimitError, RsdistillError
 from rsdistill.reporting import SILENT, Progress, Result, Table, Task
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
+
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+"""The errors of click's parser, from click itself or from the copy that newer versions of typer carry."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -47,13 +51,9 @@ def run(arguments: list[str]) -> int:
         warnings.simplefilter("ignore")
     try:
         return int(application()(args=arguments, prog_name="rsdistill", standalone_mode=False) or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return 2
-    except click.ClickException as error:
-        hint = f"see {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
-        return _refuse(error.format_message().replace("\n", " "), hint, 2)
-    except (KeyboardInterrupt, click.Abort) as error:
+    except ClickException as error:
+        return _usage(error)
+    except (KeyboardInterrupt, typer.Abort) as error:
         code = 143 if isinstance(error, Terminated) else 130
         return _refuse("interrupted" if code == 130 else "terminated", "the same command with --resume goes on where it can", code)
     except Exception as error:
@@ -68,7 +68,7 @@ def application() -> typer.Typer:
     """Return the typer application with every command of :data:`rsdistill.COMMANDS`."""
     app = typer.Typer(
         name="rsdistill",
-        help="Segment very large scenes on small machines.\n\ntile → train-teacher → distill → predict; each finds in --work what came before.",
+        help="Segment very large scenes on small machines: tile, train-teacher, distill, predict.",
         no_args_is_help=True,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -83,7 +83,8 @@ def application() -> typer.Typer:
         pass
 
     for name in rsdistill.COMMANDS:
-        app.command(name.replace("_", "-"))(_command(name))
+        call = _command(name)
+        app.command(name.replace("_", "-"), short_help=(call.__doc__ or "").split(". ")[0].split(".\n")[0])(call)
     return app
 
 
@@ -171,7 +172,7 @@ def _untangle(field: FieldInfo, value: Any) -> Any:
         pairs = [item.partition("=") for item in value]
         for key, equals, _ in pairs:
             if not equals:
-                raise click.UsageError(f"'{key}' is not KEY=VALUE")
+                raise typer.BadParameter(f"'{key}' is not KEY=VALUE")
         return {key: text for key, _, text in pairs}
     if many and kind is not Path and isinstance(value, list):
         return [part.strip() for item in value for part in str(item).split(",") if part.strip()]
@@ -184,13 +185,13 @@ def _print(result: Result, *, as_json: bool, quiet: bool) -> int:
         for table in result.tables:
             _draw(table)
     for failure in result.failures:
-        click.echo(f"failed: {failure}", err=True)
+        typer.echo(f"failed: {failure}", err=True)
     if as_json:
         paths = [str(path) for path in result.paths]
-        click.echo(json.dumps({"paths": paths, "failures": list(result.failures), **result.data}, indent=2, default=str))
+        typer.echo(json.dumps({"paths": paths, "failures": list(result.failures), **result.data}, indent=2, default=str))
     else:
         for path in result.paths:
-            click.echo(str(path))
+            typer.echo(str(path))
     return 6 if result.failures else 0
 
 
@@ -209,8 +210,17 @@ def _draw(table: Table) -> None:
 
 def _refuse(message: str, hint: str, code: int) -> int:
     line = f"rsdistill: {message}" + (f" ({hint})" if hint else "")
-    click.echo(" ".join(line.split()), err=True)
+    typer.echo(" ".join(line.split()), err=True)
     return code
+
+
+def _usage(error: Any) -> int:
+    """Print what is wrong with the words of a command line; a bare ``rsdistill`` gets the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.format_message(), err=True)
+        return 2
+    hint = f"see {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
+    return _refuse(error.format_message(), hint, 2)
 
 
 def _explain(error: Exception) -> int:
@@ -230,7 +240,7 @@ def _terminate(_signal: int, _frame: types.FrameType | None) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        click.echo(rsdistill.__version__)
+        typer.echo(rsdistill.__version__)
         raise typer.Exit
 
 
@@ -284,10 +294,10 @@ class _Lines:
     """Progress in a log file: one line a message, and one at each tenth of a task."""
 
     def message(self, text: str) -> None:
-        click.echo(text, err=True)
+        typer.echo(text, err=True)
 
     def warn(self, text: str) -> None:
-        click.echo(f"warning: {text}", err=True)
+        typer.echo(f"warning: {text}", err=True)
 
     @contextmanager
     def task(self, name: str, total: float | None = None) -> Iterator[Task]:
@@ -304,7 +314,7 @@ class _Line:
         if tenth > self.told:
             self.told = tenth
             shown = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
-            click.echo(f"{self.name} {self.done:.0f}/{self.total:.0f}  {shown}".rstrip(), err=True)
+            typer.echo(f"{self.name} {self.done:.0f}/{self.total:.0f}  {shown}".rstrip(), err=True)
 
 
 def _figure(value: float | str) -> str:

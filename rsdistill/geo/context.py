@@ -68,7 +68,7 @@ def majority(index: NDArray[np.uint8], classes: int, ratio: int = RATIO) -> NDAr
 def context_strips(
     scene: Scene, bands: Sequence[int], ratio: int = RATIO, *, height: int = 64
 ) -> Iterator[tuple[Window, NDArray[Any], NDArray[np.bool_]]]:
-    """Yield (window, values, valid) of the scene's context from the top, ``height`` context rows at a time; memory does not grow with it."""
+    """Yield (window, values, valid) of the scene's context from the top, ``height`` context rows at a time."""
     for window, values, valid in scene.strips(bands, height * ratio):
         yield context_window(window, ratio), *area_mean(values, valid, ratio)
 

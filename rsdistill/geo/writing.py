@@ -83,14 +83,14 @@ class RasterWriter:
             self._dataset.write(values, window=area)
             if self._masked and valid is not None:
                 self._dataset.write_mask(valid, window=area)
-        self._sums.append((window, zlib.crc32(np.ascontiguousarray(values, dtype=self._dataset.dtypes[0]))))
+        self._sums.append((window, zlib.crc32(np.ascontiguousarray(values, dtype=self._dataset.dtypes[0]).data)))
 
     def _verify(self) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 with rasterio.open(self._path) as dataset:
-                    whole = all(zlib.crc32(dataset.read(window=_area(window))) == expected for window, expected in self._sums)
+                    whole = all(zlib.crc32(dataset.read(window=_area(window)).data) == expected for window, expected in self._sums)
         except (RasterioError, OSError):
             whole = False
         if not whole:

@@ -164,6 +164,16 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
     return (own_a + own_b - 2 * cross).clamp(min=0).to(a.dtype)
 
 
+def affinity_distance(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
+    """Return the mean of (cos(a_i, a_j) − cos(b_i, b_j))² over pairs i, j of the columns in ``part``, then over images that have some.
+
+    Columns are (B, D, P) and (B, D', P), ``part`` is (B, P). The result does not see a gain of a column or a rotation of its channels.
+    """
+    unit_a, unit_b = (unit(columns.masked_fill(~part[:, None], 0), 1) for columns in (a, b))
+    count = part.sum(1)
+    return masked_mean(gram_distance(unit_a, unit_b) / count.clamp(min=1) ** 2, count > 0)
+
+
 def pearson_distance(a: Tensor, b: Tensor, part: Tensor, dim: int) -> Tensor:
     """Return 1 − ρ of ``a`` and ``b`` along ``dim`` over the places where ``part`` (broadcast against them) is True.
 

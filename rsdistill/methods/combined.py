@@ -1,6 +1,7 @@
 """Methods side by side: the sum of several, with plain KD once."""
 
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,14 @@ from rsdistill.methods.base import Method
 class Combined(Method):
     """Several methods as one.
 
-    A member's term ``t`` is called ``member.t`` here; ``kd`` keeps its name and belongs to the member called kd, else to the first
-    that has it. Members after it lose theirs.
+    A member's term ``t`` is called ``member.t`` here. ``kd`` keeps its name and belongs to the member called kd, else to the first that has
+    it; the others give theirs up.
 
     Args:
-        members: methods by name, in the order of the person's choice.
+        members: methods by name, in the person's order.
 
     Raises:
-        ConfigError: a member shows the student other images than its teachers see, which the others' terms could not know.
+        ConfigError: a member shows the student other images than its teachers see, so that the others could not compare them.
     """
 
     def __init__(self, members: Mapping[str, Method]) -> None:
@@ -28,12 +29,43 @@ class Combined(Method):
         for name, member in members.items():
             if type(member).prepare is not Method.prepare:
                 raise ConfigError(f"{name} mixes the student's images and cannot be combined", hint=f"--method {name} alone")
-        self.members = nn.ModuleDict({name.replace(".", "_"): member for name, member in members.items()})
+        self.members = nn.ModuleDict(dict(members))
         self.teachers = max(member.teachers for member in members.values())
-        owner = kd_owner(members)
+        self.kd_owner = next((name for name in ("kd", *members) if name in members and "kd" in members[name].weights), None)
         for name, member in members.items():
-            if name != owner:
-                member.weights.pop("kd", None)
             member.notes = self.notes
-        self._named = dict(members)
-        self.weights = {self._term(name, term): weight for name, member in members.items() for term, weight in member.weights.items()}
+            if name != self.kd_owner:
+                member.weights.pop("kd", None)
+            self.weights |= {self._term(name, term): weight for term, weight in member.weights.items()}
+
+    @property
+    def named(self) -> dict[str, Method]:
+        """The members by name."""
+        return {name: member for name, member in self.members.items() if isinstance(member, Method)}
+
+    def setup(self, student: Segmentation, *teachers: Segmentation) -> None:
+        """Set up every member and gather their critics."""
+        for member in self.named.values():
+            member.setup(student, *teachers[: member.teachers])
+        critics = [member.critic for member in self.named.values() if member.critic is not None]
+        if critics and self.critic is None:
+            self.critic = nn.ModuleList(critics)
+
+    def schedule(self, progress: float) -> None:
+        """Tell every member."""
+        for member in self.named.values():
+            member.schedule(progress)
+
+    def forward(self, batch: Batch, student: Segmentation, *teachers: Segmentation) -> dict[str, Tensor]:
+        """Return the terms of every member."""
+        terms = {name: member(batch, student, *teachers[: member.teachers]) for name, member in self.named.items()}
+        return {self._term(name, term): value for name, own in terms.items() for term, value in own.items() if term in self.named[name].weights}
+
+    def critic_terms(self, batch: Batch, student: Segmentation, *teachers: Segmentation) -> dict[str, Tensor]:
+        """Return the terms of every member's critic."""
+        terms = {name: member.critic_terms(batch, student, *teachers[: member.teachers]) for name, member in self.named.items()}
+        return dict(chain.from_iterable(((f"{name}.{term}", value) for term, value in own.items()) for name, own in terms.items()))
+
+    @staticmethod
+    def _term(member: str, term: str) -> str:
+        return "kd" if term == "kd" else f"{member}.{term}"

@@ -2,13 +2,16 @@
 
     φ(x)_{c,p} = softmax over p of x_{c,p} / τ        L = τ² · mean over images b, channels c of Σ_p φ^T_cp log(φ^T_cp / φ^S_cp)
 
-x logits (B, K, h, w) or features (B, D, h, w), the student's resized to the teacher's and, where D differs, brought to its channels by a
-1 × 1 convolution; C counts the matched channels. Masked pixels leave both softmaxes. Images without a valid pixel leave the mean.
+x logits (B, K, h, w) or features (B, D, h, w), the student's resized to the teacher's and, where D differs, brought to
+its channels by a 1 × 1 convolution; C counts the matched channels. Masked pixels leave both softmaxes. Images without a
+valid pixel leave the mean.
 
 Shu, Liu, Gao, Yan, Shen: Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021, arXiv 2011.13256.
 
-Differs from the authors' code: nodata is left out of the softmax; the adapter is left out where channels agree, so that L is 0 for equal networks.
-Choose it when: a few salient objects matter (buildings, ships, roads): each channel's softmax weighs the pixels where it fires, not the ground.
+Differs from the authors' code: nodata is left out of the softmax; the adapter is left out where channels agree, so that
+L is 0 for equal networks.
+Choose it when: a few salient objects matter (buildings, ships, roads): each channel's softmax weighs the pixels where
+it fires, not the ground.
 """
 
 import torch

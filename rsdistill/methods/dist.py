@@ -2,13 +2,15 @@
 
     L_inter = τ² · mean over valid p of 1 − ρ_k(q^S_pk, q^T_pk)        L_intra = τ² · mean over k of 1 − ρ_p(q^S_pk, q^T_pk)
 
-q softmax of logits / τ (B, K, h, w), the student's logits resized to the teacher's; ρ_k Pearson's correlation over classes, ρ_p over all valid pixels of the
-batch. 1 − ρ is computed as half the squared distance of standardised vectors: 0, not undefined, where both are constant.
+q softmax of logits / τ (B, K, h, w), the student's logits resized to the teacher's; ρ_k Pearson's correlation over
+classes, ρ_p over all valid pixels of the batch. 1 − ρ is computed as half the squared distance of standardised vectors:
+0, not undefined, where both are constant.
 
 Huang, You, Wang, Qian, Xu: Knowledge Distillation from a Stronger Teacher, NeurIPS 2022, arXiv 2205.10536.
 
 Differs from the authors' code: nodata is left out; plain KD stands beside it (``dist.kd=0`` gives the paper's loss).
-Choose it when: the teacher is much stronger and more confident than the student can be, so that matching its probabilities is too much to ask.
+Choose it when: the teacher is much stronger and more confident than the student can be, so that matching its
+probabilities is too much to ask.
 """
 
 from torch import Tensor

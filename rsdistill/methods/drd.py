@@ -3,12 +3,14 @@
     R^s = X̂ᵀX̂ (P × P, pixels unit over channels)      R^c = X̃X̃ᵀ (D × D, channels unit over pixels)
     L_s = mean (R^s_T − R^s_S)²      L_c = mean (R^c_T − R^c_S)²
 
-X features (D, P) of one image over its valid pixels, the student's resized to the teacher's; the mean runs over pairs (n² or D²), then over the
-images with a valid pixel. R^s is never built (see ``gram_distance``) and needs no equal channels; R^c does, by a 1 × 1 convolution.
-With ``form = softmax``, R^s is the row softmax of XᵀX / √D on maps pooled to at most 33 × 33 cells, R^c that of XXᵀ / √n, and L the sum of
-squares of a row, averaged over rows.
+X features (D, P) of one image over its valid pixels, the student's resized to the teacher's; the mean runs over pairs
+(n² or D²), then over the images with a valid pixel. R^s is never built (see ``gram_distance``) and needs no equal
+channels; R^c does, by a 1 × 1 convolution.
+With ``form = softmax``, R^s is the row softmax of XᵀX / √D on maps pooled to at most 33 × 33 cells, R^c that of XXᵀ /
+√n, and L the sum of squares of a row, averaged over rows.
 
-Li, Shan, Wang, Lv, Luo, Chen: Building Lightweight Semantic Segmentation Models for Aerial Images Using Dual Relation Distillation, 2025, arXiv 2506.20688.
+Li, Shan, Wang, Lv, Luo, Chen: Building Lightweight Semantic Segmentation Models for Aerial Images Using Dual Relation
+Distillation, 2025, arXiv 2506.20688.
 
 Derived: written from the abstract and standard practice; there is no released code to compare with.
 Choose it when: layout matters more than colour (parcels, street grids), and teacher and student differ much in width.
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsdistill.batches import IGNORE, Batch, Segmentation
-from rsdistill.methods.base import Temperature, Weight, adapter, cover, gram_distance, labels_at, masked_mean, size_of, unit, upsample
+from rsdistill.methods.base import Temperature, Weight, adapter, affinity_distance, cover, labels_at, masked_mean, size_of, unit, upsample
 from rsdistill.methods.kd import Relational
 
 MOST_CELLS = 33
@@ -31,9 +33,7 @@ MOST_CELLS = 33
 
 def spatial_distance(student: Tensor, teacher: Tensor, part: Tensor) -> Tensor:
     """Return L_s for (B, D', h, w) and (B, D, h, w) features and the pixels in ``part`` (B, h, w)."""
-    columns = [unit(cover(maps, part).flatten(2), 1) for maps in (student, teacher)]
-    count = part.flatten(1).sum(1)
-    return masked_mean(gram_distance(*columns) / count.clamp(min=1) ** 2, count > 0)
+    return affinity_distance(student.flatten(2), teacher.flatten(2), part.flatten(1))
 
 
 def channel_distance(student: Tensor, teacher: Tensor, part: Tensor) -> Tensor:

@@ -4,15 +4,17 @@
     L_distance = mean over images of mean over pairs i < j present of ½ (e^T_ij − e^S_ij)²
     L_position = mean over valid p of ½ ‖g(A f^S_p) − g(f^T_p)‖²
 
-f features (B, D, h, w), the student's resized to the teacher's. Absent classes have no pairs, images without a pair leave the mean. g is one 3 × 3
-replicate-padded convolution, the method's critic: it learns to read the (row, column) of each pixel, in [−1, 1] over the whole scene,
-from the frozen teacher, ``mean over p of ½ ‖g(f^T_p) − (row, col)_p‖²``. A is a 1 × 1 convolution where the channels differ.
+f features (B, D, h, w), the student's resized to the teacher's. Absent classes have no pairs, images without a pair
+leave the mean. g is one 3 × 3 replicate-padded convolution, the method's critic: it learns to read the (row, column) of
+each pixel, in [−1, 1] over the whole scene, from the frozen teacher, ``mean over p of ½ ‖g(f^T_p) − (row, col)_p‖²``. A
+is a 1 × 1 convolution where the channels differ.
 
 Zhang, Zhou, Tu: Distilling Inter-Class Distance for Semantic Segmentation, IJCAI 2022, 10.24963/ijcai.2022/235.
 
-Distance: as in third-party code; without ``normalise`` it scales with √D and with the networks' gains. Position is derived, written from the
-abstract: it is fitted beside the student instead of before it, so L_position fades in over the first tenth of the run; one g
-serves both networks; coordinates are the scene's, because a tile's own rows and columns mean nothing in overhead images.
+Distance: as in third-party code; without ``normalise`` it scales with √D and with the networks' gains. Position is
+derived, written from the abstract: it is fitted beside the student instead of before it, so L_position fades in over
+the first tenth of the run; one g serves both networks; coordinates are the scene's, because a tile's own rows and
+columns mean nothing in overhead images.
 Choose it when: classes are confused with each other rather than with noise, and tiles hold several of them.
 """
 

@@ -2,13 +2,15 @@
 
     c_k = mean of f_p over the pixels of class k        M_p = cos(f_p, c_{y_p})        L = mean over valid p of (M^S_p − M^T_p)²
 
-f features (B, D, h, w), the student's resized to the teacher's; y labels at that size; centres are those of one image, and the gradient flows
-through pixel and centre. A class of a single pixel contributes 0, and the channels of the two networks need not agree.
+f features (B, D, h, w), the student's resized to the teacher's; y labels at that size; centres are those of one image,
+and the gradient flows through pixel and centre. A class of a single pixel contributes 0, and the channels of the two
+networks need not agree.
 
 Wang, Zhou, Jiang, Bai, Xu: Intra-class Feature Variation Distillation for Semantic Segmentation, ECCV 2020.
 
-Differs from the authors' code: classes are one product with one-hot labels instead of a loop that resizes the label once a class; nodata
-and unlabelled pixels are left out of centres and mean; λ 20 beside KD's 1 keeps the published ratio of 200 to 10.
+Differs from the authors' code: classes are one product with one-hot labels instead of a loop that resizes the label
+once a class; nodata and unlabelled pixels are left out of centres and mean; λ 20 beside KD's 1 keeps the published
+ratio of 200 to 10.
 Choose it when: classes are internally diverse (roofs, crops in stages of growth) and labels are dense.
 """
 

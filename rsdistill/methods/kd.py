@@ -2,15 +2,17 @@
 
     L = τ² · mean over valid p of  w_p Σ_k q^T_pk log(q^T_pk / q^S_pk),    q = softmax over classes of z / τ
 
-z logits (B, K, h, w), the student's resized to the teacher's; w_p = 1, or 1 − JS(teacher, its auxiliary head) with ``js``, the
-Jensen-Shannon divergence in bits, which lies in [0, 1]. The mean runs over the valid pixels of the batch, so λ depends neither on the
-batch size nor on K. Gradient at a valid pixel: τ (q^S − q^T) / (valid pixels), which sums to 0 over the classes.
+z logits (B, K, h, w), the student's resized to the teacher's; w_p = 1, or 1 − JS(teacher, its auxiliary head) with
+``js``, the Jensen-Shannon divergence in bits, which lies in [0, 1]. The mean runs over the valid pixels of the batch,
+so λ depends neither on the batch size nor on K. Gradient at a valid pixel: τ (q^S − q^T) / (valid pixels), which sums
+to 0 over the classes.
 
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
 
-Differs from published code: segmentation repositories use four reductions under this name (per pixel, per element = 1/K of it, summed over
-the batch = B times it, 'batchmean' = P times it), and none leaves nodata out.
-Choose it when: always first. It costs least, needs logits only (a teacher's cached logits will do), and few methods beat it at equal time.
+Differs from published code: segmentation repositories use four reductions under this name (per pixel, per element = 1/K
+of it, summed over the batch = B times it, 'batchmean' = P times it), and none leaves nodata out.
+Choose it when: always first. It costs least, needs logits only (a teacher's cached logits will do), and few methods
+beat it at equal time.
 """
 
 from math import log

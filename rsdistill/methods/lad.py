@@ -3,13 +3,16 @@
     ``mse``: L = mean over i, j of (A^g_ij − A^l_ij)²,   A_ij = cos(f_i, f_j)
     ``kl``:  L = mean over i of Σ_j P^l_ij log(P^l_ij / P^g_ij),   P = softmax over j of A / τ
 
-f features on the k × k cells of one tile, k = tile / (4 r): those of the global branch are cropped from its mask feature, those of the local branch
-pooled; the means run over cells that take part and then over tiles. The student is the global branch, the teacher the local one, whose
-gradient is cut: L trains the global branch only. It does not see a rotation or a gain of the channels, so their numbers may differ.
+f features on the k × k cells of one tile, k = tile / (4 r): those of the global branch are cropped from its mask
+feature, those of the local branch pooled; the means run over cells that take part and then over tiles. The student is
+the global branch, the teacher the local one, whose gradient is cut: L trains the global branch only. It does not see a
+rotation or a gain of the channels, so their numbers may differ.
 
-Zhu, Zhang, Han, Chen, Tang, Cheng, Jiao: GINet (global injection network), TGRS 2024, 10.1109/TGRS.2024.3482688. (Not Label-Assisted Distillation.)
+Zhu, Zhang, Han, Chen, Tang, Cheng, Jiao: GINet (global injection network), TGRS 2024, 10.1109/TGRS.2024.3482688. (Not
+Label-Assisted Distillation.)
 
-Derived: the abstract says that relations inside local features are distilled into global ones, patch by patch; cosine affinity, k and both losses are ours.
+Derived: the abstract says that relations inside local features are distilled into global ones, patch by patch; cosine
+affinity, k and both losses are ours.
 Choose it when: training a teacher with context; it is a term of ``train-teacher``, not a ``--method``.
 """
 
@@ -20,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsdistill.batches import IGNORE, Batch, Segmentation
-from rsdistill.methods.base import Method, Temperature, Weight, cover, gram_distance, labels_at, masked_mean, size_of, unit, upsample
+from rsdistill.methods.base import Method, Temperature, Weight, affinity_distance, labels_at, masked_mean, size_of, unit, upsample
 
 WARM_UP = 0.1
 """Share of the run over which the term grows to its weight."""
@@ -28,30 +31,16 @@ LEAST_CELLS = 4
 """Below this side, a tile has too few cells in the context for relations to mean much."""
 
 
-def affinity_distance(student: Tensor, teacher: Tensor, part: Tensor) -> Tensor:
-    """Return the ``mse`` form for (B, D', k, k) and (B, D, k, k) features and the cells in ``part`` (B, k, k)."""
-    columns = [unit(cover(maps, part).flatten(2), 1) for maps in (student, teacher)]
-    count = part.flatten(1).sum(1)
-    return masked_mean(gram_distance(*columns) / count.clamp(min=1) ** 2, count > 0)
-
-
 def affinity_divergence(student: Tensor, teacher: Tensor, part: Tensor, tau: float) -> Tensor:
-    """Return the ``kl`` form for the same arguments."""
-    kept = part.flatten(1)
-    outside = ~kept[:, None, :]
+    """Return the ``kl`` form for (B, D', P) and (B, D, P) columns and the cells in ``part`` (B, P)."""
+    outside = ~part[:, None, :]
 
-    def log_rows(maps: Tensor) -> Tensor:
-        columns = unit(cover(maps, part).flatten(2), 1)
-        return (columns.mT @ columns / tau).masked_fill(outside, torch.finfo(maps.dtype).min / 2).log_softmax(2)
+    def log_rows(columns: Tensor) -> Tensor:
+        columns = unit(columns.masked_fill(outside, 0), 1)
+        return (columns.mT @ columns / tau).masked_fill(outside, torch.finfo(columns.dtype).min / 2).log_softmax(2)
 
     divergence = F.kl_div(log_rows(student), log_rows(teacher), reduction="none", log_target=True).masked_fill(outside, 0).sum(2)
-    images = masked_sum(divergence, kept) / kept.sum(1).clamp(min=1)
-    return masked_mean(images, kept.any(1))
-
-
-def masked_sum(values: Tensor, part: Tensor) -> Tensor:
-    """Return (B,) sums of (B, P) values over ``part``."""
-    return values.masked_fill(~part, 0).sum(1)
+    return masked_mean(divergence.masked_fill(~part, 0).sum(1) / part.sum(1).clamp(min=1), part.any(1))
 
 
 class LAD(Method):
@@ -86,6 +75,6 @@ class LAD(Method):
         teacher = teachers[0].features
         features = upsample(student.features, size_of(teacher))
         part = labels_at(batch, size_of(teacher)) != IGNORE
-        if self.mode == "kl":
-            return {"lad": self.warmth * affinity_divergence(features, teacher, part, self.tau)}
-        return {"lad": self.warmth * affinity_distance(features, teacher, part)}
+        columns = features.flatten(2), teacher.flatten(2), part.flatten(1)
+        distance = affinity_distance(*columns) if self.mode == "mse" else affinity_divergence(*columns, self.tau)
+        return {"lad": self.warmth * distance}

@@ -4,17 +4,20 @@
     L_region = mean over images, pairs i, j of (cos(f_i, f_j) − cos(f^wide_i, f^wide_j))²      i, j of 7 × 7 average-pooled cells
     L_image  = mean over images and classes of |GAP z − GAP z^deep|
 
-z, f the student's logits and features; ŷ_t = argmax of teacher t's logits, at tile resolution. Teachers see the batch as it was loaded; the student
-sees its labelled tiles and, instead of its unlabelled ones, CutMixes of them (``prepare``: boxes by exclusive or, a quarter to half of the tile),
-and what teachers said is mixed by the same boxes (``forward``, which gets the batch as the teachers saw it). Each CE is the mean over the pixels that
-take part: labelled ones of labelled tiles, valid ones of mixed tiles. GAP and pooling leave masked pixels out.
+z, f the student's logits and features; ŷ_t = argmax of teacher t's logits, at tile resolution. Teachers see the batch
+as it was loaded; the student sees its labelled tiles and, instead of its unlabelled ones, CutMixes of them
+(``prepare``: boxes by exclusive or, a quarter to half of the tile), and what teachers said is mixed by the same boxes
+(``forward``, which gets the batch as the teachers saw it). Each CE is the mean over the pixels that take part: labelled
+ones of labelled tiles, valid ones of mixed tiles. GAP and pooling leave masked pixels out.
 
-Qin, Wu, Li, Kang, Xiao, Zheng, Wang: Multi-granularity Distillation Scheme Towards Lightweight Semi-supervised Semantic Segmentation, ECCV 2022,
-arXiv 2208.10169. (Not Masked Generative Distillation, which is called MGD too.)
+Qin, Wu, Li, Kang, Xiao, Zheng, Wang: Multi-granularity Distillation Scheme Towards Lightweight Semi-supervised Semantic
+Segmentation, ECCV 2022, arXiv 2208.10169. (Not Masked Generative Distillation, which is called MGD too.)
 
-Differs from the authors' code: teachers stay in eval mode (theirs drift in train mode); L_image is a mean, so that λ 0.3 stands for their 0.002 of a sum over
-8 images and 19 classes; a dead cell has cosine 0 instead of NaN; each unlabelled tile is mixed with the next of its batch instead of a second batch.
-Choose it when: few tiles have labels and many do not. A threshold on pseudo-labels and hard-pixel mining (``ohem``) are offered; both are off in the paper.
+Differs from the authors' code: teachers stay in eval mode (theirs drift in train mode); L_image is a mean, so that λ
+0.3 stands for their 0.002 of a sum over 8 images and 19 classes; a dead cell has cosine 0 instead of NaN; each
+unlabelled tile is mixed with the next of its batch instead of a second batch.
+Choose it when: few tiles have labels and many do not. A threshold on pseudo-labels and hard-pixel mining (``ohem``) are
+offered; both are off in the paper.
 """
 
 from math import log
@@ -26,9 +29,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rsdistill.batches import IGNORE, Batch, Segmentation
-from rsdistill.methods.base import Method, Weight, cover, masked_mean, nearest_pixels, size_of, upsample
+from rsdistill.methods.base import Method, Weight, affinity_distance, cover, masked_mean, nearest_pixels, size_of, upsample
 from rsdistill.methods.cutmix import Mix
-from rsdistill.methods.skd import pairwise_distance
 
 REGIONS = 7
 """Cells a side of the region term."""
@@ -144,7 +146,7 @@ class MGD(Method):
     @staticmethod
     def _region(part: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
         (own, own_kept), (other, other_kept) = (regions(maps, nearest_pixels(part, size_of(maps))) for maps in (student, teacher))
-        return pairwise_distance(own, other, own_kept & other_kept)
+        return affinity_distance(own, other, own_kept & other_kept)
 
     @staticmethod
     def _image(part: Tensor, student: Tensor, teacher: Tensor) -> Tensor:

@@ -4,17 +4,19 @@
     q_ij = p_i p_j,   a_ij = q log(q / p_i) + (1 − q) log((1 − q) / (1 − p_i))   for each class and each of the 8 neighbours j of pixel i
     L_affinity = (1 − step / steps) · BCE(D(a^S), 0)
 
-p softmax of the logits resized to the tile (B, K, H, W); replicated border; q, p, 1 − q and 1 − p clamped to [1e-4, 1]; a is (B, 8K, H, W), 0 where i or j
-is masked; images without a valid pixel are not shown to the critic D (five 4 × 4 convolutions of stride 2: tiles of at least 32 pixels).
-D's own loss is ½ BCE(D(a^T), 0) + ½ BCE(D(a^S), 1).
+p softmax of the logits resized to the tile (B, K, H, W); replicated border; q, p, 1 − q and 1 − p clamped to [1e-4, 1];
+a is (B, 8K, H, W), 0 where i or j is masked; images without a valid pixel are not shown to the critic D (five 4 × 4
+convolutions of stride 2: tiles of at least 32 pixels). D's own loss is ½ BCE(D(a^T), 0) + ½ BCE(D(a^S), 1).
 
 Zhang et al.: Multi-granularity semantic alignment distillation learning for remote sensing image semantic segmentation,
 Frontiers of Computer Science 2022, 10.1007/s11704-022-1505-y.
 
-Differs from the authors' code: its pixel-wise term takes the softmax after ``view(-1, K)`` without a permute, which mixes neighbouring pixels of one
-channel; here it is kd. How the paper weighs its parts against each other is uncertain: λ 10, 200 and 0.1 are the released ones.
+Differs from the authors' code: its pixel-wise term takes the softmax after ``view(-1, K)`` without a permute, which
+mixes neighbouring pixels of one channel; here it is kd. How the paper weighs its parts against each other is uncertain:
+λ 10, 200 and 0.1 are the released ones.
 ``scale`` makes the map that the critic sees smaller than the tile; the paper's is 1.
-Choose it when: boundaries between land-cover classes matter and a step may cost twice as much; ``mgsad.affinity=0`` drops the critic.
+Choose it when: boundaries between land-cover classes matter and a step may cost twice as much; ``mgsad.affinity=0``
+drops the critic.
 """
 
 from typing import Annotated

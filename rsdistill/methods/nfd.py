@@ -2,9 +2,10 @@
 
     f̂_cp = (f_cp − mean_p f_c) / sd_p f_c        L = mean over images, channels c and valid pixels p of (f̂^S_cp − f̂^T_cp)²
 
-f features (B, D, h, w), the student's brought to the teacher's channels by a 1 × 1 convolution where D differs and resized to its size; mean and
-sd of a channel run over the valid pixels of one image. L = 2 (1 − ρ), ρ the correlation of a channel between the networks: it lies in
-[0, 4] and does not see a gain or an offset of a channel. A constant channel has no shape and counts as 0.
+f features (B, D, h, w), the student's brought to the teacher's channels by a 1 × 1 convolution where D differs and
+resized to its size; mean and sd of a channel run over the valid pixels of one image. L = 2 (1 − ρ), ρ the correlation
+of a channel between the networks: it lies in [0, 4] and does not see a gain or an offset of a channel. A constant
+channel has no shape and counts as 0.
 
 Liu, Yang, Chen: Normalized Feature Distillation for Semantic Segmentation, 2022, arXiv 2207.05256.
 

@@ -3,15 +3,19 @@
     L_pairwise = mean over pairs i, j of (a^T_ij − a^S_ij)²,   a_ij = cos(f_i, f_j)
     L_holistic = − mean D(z^S)
 
-f features pooled to nodes, the student's resized to the teacher's; the mean runs over pairs of nodes with a valid pixel, then over images. D a SAGAN
-critic on logits z, the student's resized to the teacher's, both 0 on masked pixels; images without a valid pixel are not shown to it.
-D's own loss is ``hinge``: mean max(0, 1 − D(z^T)) + mean max(0, 1 + D(z^S)), or ``wgan-gp``: mean D(z^S) − mean D(z^T) + 10 · penalty.
+f features pooled to nodes, the student's resized to the teacher's; the mean runs over pairs of nodes with a valid
+pixel, then over images. D a SAGAN critic on logits z, the student's resized to the teacher's, both 0 on masked pixels;
+images without a valid pixel are not shown to it. D's own loss is ``hinge``: mean max(0, 1 − D(z^T)) + mean max(0, 1 +
+D(z^S)), or ``wgan-gp``: mean D(z^S) − mean D(z^T) + 10 · penalty.
 
-Liu, Chen, Liu, Qin, Luo, Wang: Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019, arXiv 1903.04197 (and TPAMI 2020).
+Liu, Chen, Liu, Qin, Luo, Wang: Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019, arXiv 1903.04197
+(and TPAMI 2020).
 
-Differs from the authors' code: the norm in a_ij keeps its gradient (theirs is detached, which leaves a radial part); nodes come from k × k average pooling
-as in later work, or with ``half`` from max pooling by half the map as released; critic weights *and buffers* rest while the student steps.
-Choose it when: shapes matter (roads, rivers, buildings) and there is time for a critic; ``skd.holistic=0`` makes it cheap.
+Differs from the authors' code: the norm in a_ij keeps its gradient (theirs is detached, which leaves a radial part);
+nodes come from k × k average pooling as in later work, or with ``half`` from max pooling by half the map as released;
+critic weights *and buffers* rest while the student steps.
+Choose it when: shapes matter (roads, rivers, buildings) and there is time for a critic; ``skd.holistic=0`` makes it
+cheap.
 """
 
 from typing import Annotated, Literal
@@ -25,14 +29,12 @@ from rsdistill.batches import IGNORE, Batch, Segmentation
 from rsdistill.methods.base import (
     Temperature,
     Weight,
+    affinity_distance,
     cover,
     detached,
     full_precision,
-    gram_distance,
     labels_at,
-    masked_mean,
     size_of,
-    unit,
     upsample,
 )
 from rsdistill.methods.critics import HolisticCritic, gradient_penalty, held, hinge_loss, wasserstein_loss
@@ -56,13 +58,6 @@ def half_nodes(features: Tensor, part: Tensor, patch: int) -> tuple[Tensor, Tens
     lowest = torch.finfo(features.dtype).min
     nodes = F.max_pool2d(features.masked_fill(~part[:, None], lowest), kernel, ceil_mode=True)
     return nodes.masked_fill(~kept, 0).flatten(2), kept.flatten(1)
-
-
-def pairwise_distance(student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
-    """Return L_pairwise for (B, D', n) and (B, D, n) nodes of which ``kept`` (B, n) take part."""
-    columns = [unit(nodes.masked_fill(~kept[:, None], 0), 1) for nodes in (student, teacher)]
-    count = kept.sum(1)
-    return masked_mean(gram_distance(*columns) / count.clamp(min=1) ** 2, count > 0)
 
 
 class SKD(Relational):
@@ -106,7 +101,7 @@ class SKD(Relational):
         size = size_of(teacher.features)
         part = labels_at(batch, size) != IGNORE
         nodes, kept = self.nodes(upsample(student.features, size), part, self.patch)
-        return pairwise_distance(nodes, self.nodes(teacher.features, part, self.patch)[0], kept)
+        return affinity_distance(nodes, self.nodes(teacher.features, part, self.patch)[0], kept)
 
     def holistic(self, batch: Batch, student: Segmentation, teacher: Segmentation) -> Tensor:
         """Return L_holistic."""

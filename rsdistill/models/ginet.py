@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rsdistill.batches import Context, Segmentation
 from rsdistill.config import Config
 from rsdistill.models.backbones import STRIDES, Encoder
-from rsdistill.models.context import Canvas, GlobalBranch
+from rsdistill.models.context import Canvas, GlobalBranch, full_size_logits
 from rsdistill.models.ggn import GlobalGuidedNorm, PlainNorm
 from rsdistill.models.network import Network
 from rsdistill.models.pyramid import Laterals, conv_block, top_down
@@ -204,7 +204,7 @@ class GINet(Network):
         pooled = F.adaptive_avg_pool2d(local, cells)
         aux = fused.logits if fused.aux is None else fused.aux
         seen = self._cut(canvas.mask, 0, cells, image, canvas, box, index)
-        logits = self.context.full_size(canvas, self._context_encoder)
+        logits = full_size_logits(canvas, self._context_encoder)
         return Branches(fused, Segmentation(aux, pooled), Segmentation(logits, seen))
 
     def affinity_cells(self, tile: tuple[int, int]) -> tuple[int, int]:

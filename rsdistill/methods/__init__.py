@@ -1,0 +1,114 @@
+"""The distillation methods, one paper a file; METHODS is the contents page.
+
+Listing names needs no torch; :func:`load_method` imports what it loads.
+"""
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from rsdistill.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from rsdistill.methods.base import Method
+
+METHODS: dict[str, str] = {
+    "ce": "rsdistill.methods.base:CrossEntropy",
+    "kd": "rsdistill.methods.kd:KD",
+    "skd": "rsdistill.methods.skd:SKD",
+    "ifvd": "rsdistill.methods.ifvd:IFVD",
+    "cwd": "rsdistill.methods.cwd:CWD",
+    "mgsad": "rsdistill.methods.mgsad:MGSAD",
+    "drd": "rsdistill.methods.drd:DRD",
+    "idd": "rsdistill.methods.idd:IDD",
+    "mgd": "rsdistill.methods.mgd:MGD",
+    "nfd": "rsdistill.methods.nfd:NFD",
+    "dist": "rsdistill.methods.dist:DIST",
+}
+"""Name on the command line to ``module:Class``."""
+
+
+def load_method(spec: str, options: Mapping[str, Any] | None = None) -> "Method":
+    """Return the method that ``spec`` names.
+
+    Args:
+        spec: a name in METHODS, an import string ``package.module:Class``, or several joined by ``+``.
+        options: hyper-parameters as ``name.option`` (or nested tables), text or values; an import string's name is its class.
+
+    Raises:
+        ConfigError: an unknown method or option (the nearest is named), a value of the wrong kind, or methods that cannot be combined.
+    """
+    from rsdistill.methods.combined import Combined
+
+    classes = dict(_find(part.strip()) for part in spec.split("+"))
+    if len(classes) < spec.count("+") + 1:
+        raise ConfigError(f"--method {spec} names a method twice", hint="name each once; weights are options, e.g. kd.weight=2")
+    chosen = _by_method(options or {}, classes)
+    members = {name: found(**chosen[name]) for name, found in classes.items()}
+    if len(members) == 1:
+        return members.popitem()[1]
+    combined = Combined(members)
+    for name, own in chosen.items():
+        if name != combined.kd_owner and own.keys() & {"kd", "kd_tau"}:
+            owner = combined.kd_owner or "kd"
+            option = "weight" if owner == "kd" else "kd"
+            raise ConfigError(f"kd stands once in {spec}, and not in {name}", hint=f"set {owner}.{option}")
+    return combined
+
+
+def options_of(method: "type[Method]") -> dict[str, Any]:
+    """Return the options of a method's class and their defaults."""
+    parameters = inspect.signature(method).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
+
+def _find(name: str) -> "tuple[str, type[Method]]":
+    """Return the name that options go by and the class."""
+    from rsdistill.methods.base import Method
+
+    if name not in METHODS and ":" not in name:
+        hint = "methods: " + ", ".join(METHODS) + ", several joined by +, or package.module:Class"
+        raise ConfigError(f"unknown method '{name}'{nearest(name, METHODS)}", hint=hint)
+    module, _, attribute = METHODS.get(name, name).partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise ConfigError(f"cannot import the method {name}: {error}", hint="is the package installed, or its folder in PYTHONPATH?") from None
+    except AttributeError:
+        raise ConfigError(f"{module} has no '{attribute}'", hint="a method is named package.module:Class") from None
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(f"{name} is not a method", hint="derive the class from rsdistill.methods.base.Method")
+    return (name if name in METHODS else attribute), found
+
+
+def _by_method(options: Mapping[str, Any], classes: "Mapping[str, type[Method]]") -> dict[str, dict[str, Any]]:
+    """Return the checked options of each method."""
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in classes}
+    for key, value in _flat(options).items():
+        name, dot, option = key.partition(".")
+        if name not in classes or not dot:
+            example = f"{next(iter(classes))}.{key}" if not dot else f"known here: {', '.join(classes)}"
+            raise ConfigError(f"option '{key}' belongs to no method of this run{nearest(name, classes)}", hint=f"write method.option: {example}")
+        known = options_of(classes[name])
+        if option not in known:
+            hint = "known options: " + (", ".join(f"{name}.{k}" for k in known) or "none")
+            raise ConfigError(f"{name} has no option '{option}'{nearest(option, known)}", hint=hint)
+        chosen[name][option] = _value(key, value, get_type_hints(classes[name].__init__, include_extras=True).get(option, Any))
+    return chosen
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+def _value(key: str, value: Any, kind: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{key}: {error.errors(include_url=False)[0]['msg']} (got {value!r})", hint="see the method's page in docs/methods") from None
