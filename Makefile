@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP) ## draw a scene, tile it, train teacher and student, map it, measure it
-	OMP_NUM_THREADS= MKL_NUM_THREADS= $(BIN)/rsdistill demo --out demo
+	env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/rsdistill demo --out demo
 
 test: $(STAMP) ## the fast tests: no network, no GPU
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

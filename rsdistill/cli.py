@@ -1,4 +1,4 @@
-"""The command line: parse, call, print; the only place that knows typer and rich.
+"""The command line: parse, call, print; the only place that knows typer.
 
 Every command's flags are made from the fields of its configuration class, so a default, a description and a check have one home. Values
 reach that class as text; what is wrong with them is said in the same one line whether it came from a flag, a TOML file or Python.
@@ -7,13 +7,11 @@ reach that class as text; what is wrong with them is said in the same one line w
 import errno
 import inspect
 import json
-import os
 import signal
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -24,7 +22,8 @@ from pydantic.fields import FieldInfo
 import rsdistill
 from rsdistill.config import Config, run_options
 from rsdistill.errors import DiskError, MemoryLimitError, RsdistillError
-from rsdistill.reporting import SILENT, Progress, Result, Table, Task
+from rsdistill.reporting import Result
+from rsdistill.terminal import draw, draw_traceback, shown
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
 
@@ -58,9 +57,7 @@ def run(arguments: list[str]) -> int:
         return _refuse("interrupted" if code == 130 else "terminated", "the same command with --resume goes on where it can", code)
     except Exception as error:
         if verbose:
-            from rich.console import Console
-
-            Console(stderr=True).print_exception()
+            draw_traceback()
         return _explain(error)
 
 
@@ -106,7 +103,7 @@ def _command(name: str) -> Callable[..., int]:
         options = run_options(run_path, name, config.model_fields) if run_path else {}
         options |= {key: _untangle(config.model_fields[key], value) for key, value in given.items() if value not in (None, [], ())}
         config.of(**options)
-        with _terminal(quiet) as progress:
+        with shown(quiet) as progress:
             result = function(**options, progress=progress)
         return _print(result, as_json=as_json, quiet=quiet)
 
@@ -183,7 +180,7 @@ def _print(result: Result, *, as_json: bool, quiet: bool) -> int:
     """Print the result: paths or JSON on stdout, tables and failures on stderr; return 0, or 6 when some inputs failed."""
     if not quiet:
         for table in result.tables:
-            _draw(table)
+            draw(table)
     for failure in result.failures:
         typer.echo(f"failed: {failure}", err=True)
     if as_json:
@@ -193,19 +190,6 @@ def _print(result: Result, *, as_json: bool, quiet: bool) -> int:
         for path in result.paths:
             typer.echo(str(path))
     return 6 if result.failures else 0
-
-
-def _draw(table: Table) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(title=table.title, box=SIMPLE_HEAD, title_justify="left")
-    for position, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if position == 0 else "right")
-    for row in table.rows:
-        drawn.add_row(*row)
-    Console(stderr=True).print(drawn)
 
 
 def _refuse(message: str, hint: str, code: int) -> int:
@@ -242,80 +226,3 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(rsdistill.__version__)
         raise typer.Exit
-
-
-@contextmanager
-def _terminal(quiet: bool) -> Iterator[Progress]:
-    """Yield the progress that suits where stderr goes: bars on a terminal, plain lines in a file, nothing when quiet."""
-    if quiet:
-        yield SILENT
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-        from rich.console import Console
-
-        with RichProgress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=Console(stderr=True)) as bars:
-            yield _Bars(bars)
-    else:
-        yield _Lines()
-
-
-class _Bars:
-    """Progress on a terminal."""
-
-    def __init__(self, bars: Any) -> None:
-        self.bars = bars
-
-    def message(self, text: str) -> None:
-        self.bars.console.print(text, highlight=False, markup=False)
-
-    def warn(self, text: str) -> None:
-        self.bars.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
-
-    @contextmanager
-    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
-        number = self.bars.add_task(name, total=total, figures="")
-        yield _Bar(self.bars, number)
-        self.bars.remove_task(number)
-
-
-class _Bar:
-    def __init__(self, bars: Any, number: Any) -> None:
-        self.bars, self.number = bars, number
-
-    def advance(self, amount: float = 1, **figures: float | str) -> None:
-        shown = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
-        self.bars.update(self.number, advance=amount, **({"figures": shown} if figures else {}))
-
-
-class _Lines:
-    """Progress in a log file: one line a message, and one at each tenth of a task."""
-
-    def message(self, text: str) -> None:
-        typer.echo(text, err=True)
-
-    def warn(self, text: str) -> None:
-        typer.echo(f"warning: {text}", err=True)
-
-    @contextmanager
-    def task(self, name: str, total: float | None = None) -> Iterator[Task]:
-        yield _Line(name, total)
-
-
-class _Line:
-    def __init__(self, name: str, total: float | None) -> None:
-        self.name, self.total, self.done, self.told = name, total, 0.0, 0
-
-    def advance(self, amount: float = 1, **figures: float | str) -> None:
-        self.done += amount
-        tenth = int(10 * self.done / self.total) if self.total else 0
-        if tenth > self.told:
-            self.told = tenth
-            shown = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
-            typer.echo(f"{self.name} {self.done:.0f}/{self.total:.0f}  {shown}".rstrip(), err=True)
-
-
-def _figure(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"

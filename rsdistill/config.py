@@ -70,7 +70,8 @@ def run_options(path: Path, command: str, known: Mapping[str, Any]) -> dict[str,
     options = read_toml(path)
     written_for = options.pop("command", command)
     if written_for != command:
-        raise ConfigError(f"{path} was written for 'rsdistill {written_for}', not '{command}'", hint=f"run rsdistill {written_for} --config {path}")
+        hint = f"run rsdistill {written_for} --config {path}"
+        raise ConfigError(f"{path} was written for 'rsdistill {written_for}', not '{command}'", hint=hint)
     for key in options:
         if key not in known:
             raise ConfigError(f"unknown key '{key}' in {path}{nearest(key, known)}", hint="known keys: " + ", ".join(sorted(known)))

@@ -10,7 +10,7 @@ RsdistillError                      what, in which file
 │   ├── CheckpointError             a model file that is not ours or does not fit
 │   ├── MaskError                   a label raster or polygon layer that cannot be used
 │   └── OutputExistsError           a result already stands under that name
-├── EnvironmentFault (exit 3)       the machine, not the input
+├── MachineError (exit 3)       the machine, not the input
 │   ├── DiskError                   space, permission, folder
 │   ├── MemoryLimitError            more memory than there is or was allowed
 │   ├── LockError                   another run holds the output
@@ -18,7 +18,7 @@ RsdistillError                      what, in which file
 │   ├── WeightsError                pretrained weights that cannot be had
 │   └── MissingExtraError           an optional package
 ├── DivergedError (exit 4)          training left the finite numbers
-└── PartialFailure (exit 6)         some of many inputs failed
+└── PartialFailureError (exit 6)         some of many inputs failed
 """
 
 from collections.abc import Iterable
@@ -71,33 +71,33 @@ class OutputExistsError(InputError):
     """A result already stands under the name that was asked for."""
 
 
-class EnvironmentFault(RsdistillError):
+class MachineError(RsdistillError):
     """The machine refused: disk, memory, permission, device."""
 
     exit_code = 3
 
 
-class DiskError(EnvironmentFault):
+class DiskError(MachineError):
     """A file could not be written: space, permission or a missing folder."""
 
 
-class MemoryLimitError(EnvironmentFault):
+class MemoryLimitError(MachineError):
     """The task needs more memory than there is or was allowed."""
 
 
-class LockError(EnvironmentFault):
+class LockError(MachineError):
     """Another run holds the output."""
 
 
-class DeviceError(EnvironmentFault):
+class DeviceError(MachineError):
     """The accelerator that was asked for is not there or failed."""
 
 
-class WeightsError(EnvironmentFault):
+class WeightsError(MachineError):
     """Pretrained weights cannot be had."""
 
 
-class MissingExtraError(EnvironmentFault):
+class MissingExtraError(MachineError):
     """An optional package is not installed."""
 
 
@@ -107,7 +107,7 @@ class DivergedError(RsdistillError):
     exit_code = 4
 
 
-class PartialFailure(RsdistillError):
+class PartialFailureError(RsdistillError):
     """Some of many inputs failed; the others' results stand."""
 
     exit_code = 6

@@ -36,13 +36,14 @@ class Silent:
     """Progress that says nothing: the default of library calls."""
 
     def message(self, text: str) -> None:
-        pass
+        """Say nothing."""
 
     def warn(self, text: str) -> None:
-        pass
+        """Say nothing."""
 
     @contextmanager
     def task(self, name: str, total: float | None = None) -> Iterator[Task]:
+        """Yield a task that shows nothing."""
         yield _SilentTask()
 
 

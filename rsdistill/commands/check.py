@@ -1,14 +1,15 @@
 """``check``: what a long run would stumble over, found in scenes, labels, class tables, tile sets and models before it starts."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from rsdistill.config import Config, argument
-from rsdistill.errors import InputError, RsdistillError
+from rsdistill.errors import InputError, RsdistillError, SceneError
 from rsdistill.reporting import SILENT, Progress, Result, Table
 
 if TYPE_CHECKING:
@@ -17,19 +18,30 @@ if TYPE_CHECKING:
     from rsdistill.models.card import ModelCard
 
 Kind = Literal["scene", "label", "class table", "tile set", "model"]
-STRIP_ROWS = 512
-UNDECLARED_SHARE = 0.01
-"""A constant colour on more of the rim than this, with no nodata declared, is worth a word."""
+PIXEL_SIZE_RATIO = 1.2
+"""A pixel this much larger or smaller than those of the training scenes is worth a word."""
 
 
 class CheckConfig(Config):
     """Options of ``check``."""
 
     paths: tuple[Path, ...] = argument("Scenes, labels, class tables, tile sets, models, or folders of them.", min_length=1)
-    headers: bool = Field(False, description="Look at headers only; without it every pixel is read once.")
+    labels: tuple[Path, ...] = Field((), description="Labels of the scenes, as tile takes them: files or a folder, raster or vector.")
+    label_field: str | None = Field(None, description="Field of vector labels that holds the class.")
+    burn: str | None = Field(None, description="Class of all polygons of vector labels without such a field.")
+    headers: bool = Field(False, description="Look at headers only; without it every pixel and weight is read once.")
     nodata: tuple[float, ...] = Field((), description="Nodata of scenes that declare none: one value, or one a band.")
     allow_vrt: bool = Field(False, description="Take VRTs whose sources lie in their folder.")
     allow_remote: bool = Field(False, description="Take URLs.")
+
+
+class Candidate(NamedTuple):
+    """One path, and what it will be taken for."""
+
+    path: Path
+    kind: Kind
+    scene: Path | None = None
+    """Of a label: its scene, where that was named too."""
 
 
 @dataclass
@@ -53,29 +65,61 @@ class Company:
 def check(paths: Any, *, progress: Progress = SILENT, **options: Any) -> Result:
     """Say what a long run would stumble over, before it starts.
 
-    Scenes are read whole, labels are held against the class tables named with them, scenes against the models; tile sets and models are
-    opened as training and prediction will open them. Notes tell what is legal but costs time or accuracy. One bad file ends with exit 2,
-    some of many with 6. The result is the list of paths that are fit.
+    Scenes are read whole, labels are held against their scenes and the class tables named with them, scenes against the models; tile sets
+    and models are opened as training and prediction will open them. Notes tell what is legal but costs time or accuracy. One bad file
+    ends with exit 2, some of many with 6. The result is the list of paths that are fit.
     """
     config = CheckConfig.of(paths=paths, **options)
-    found = [(path, kind_of(path)) for path in _expand(config.paths)]
-    company = _company(found)
+    candidates = _candidates(config, progress)
+    company = _company(candidates)
     findings = []
-    with progress.task("checking", total=len(found)) as bar:
-        for path, kind in found:
-            findings.append(_examine(path, kind, company, config))
+    with progress.task("checking", total=len(candidates)) as bar:
+        for candidate in candidates:
+            findings.append(_examine(candidate, company, config))
             bar.advance()
-    bad = [finding for finding in findings if finding.error]
+    bad = [(finding, finding.error) for finding in findings if finding.error]
     if bad and len(findings) == 1:
-        raise bad[0].error  # type: ignore[misc]  # the list holds only findings with an error
+        raise bad[0][1]
     rows = tuple((str(one.path), one.kind, "bad" if one.error else "fit", "; ".join(one.notes)) for one in findings)
-    checked = [{"path": str(one.path), "kind": one.kind, "fit": not one.error, "error": str(one.error or ""), "notes": one.notes} for one in findings]
     return Result(
         paths=tuple(one.path for one in findings if not one.error),
-        data={"checked": checked},
+        data={"checked": [_record(finding) for finding in findings]},
         tables=(Table("checked", ("path", "kind", "", "notes"), rows),),
-        failures=tuple(f"{one.error} ({one.error.hint})" for one in bad if one.error),
+        failures=tuple(f"{error} ({error.hint})" for _, error in bad),
     )
+
+
+def kind_of(path: Path) -> Kind:
+    """Say by its name what ``path`` will be taken for."""
+    from rsdistill.geo.burning import VECTOR_SUFFIXES
+
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return "tile set"
+    if suffix in (".toml", ".csv"):
+        return "class table"
+    if suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".onnx"):
+        return "model"
+    return "label" if suffix in VECTOR_SUFFIXES or path.stem.endswith("_label") or path.stem == "labels" else "scene"
+
+
+def _record(finding: Finding) -> dict[str, Any]:
+    error = str(finding.error) if finding.error else None
+    return {"path": str(finding.path), "kind": finding.kind, "fit": error is None, "error": error, "notes": finding.notes}
+
+
+def _candidates(config: CheckConfig, progress: Progress) -> list[Candidate]:
+    """Name every path once: those of ``paths``, and the label of each scene among ``labels`` or beside it."""
+    from rsdistill.geo.labels import find_labels
+
+    found = {path: Candidate(path, kind_of(path)) for path in _expand(config.paths)}
+    scenes = [path for path, candidate in found.items() if candidate.kind == "scene"]
+    for scene, label in zip(scenes, find_labels(scenes, config.labels), strict=True):
+        if label is not None:
+            found[label] = Candidate(label, "label", scene)
+        elif config.labels:
+            progress.warn(f"{scene} has no label in {', '.join(map(str, config.labels))}")
+    return list(found.values())
 
 
 def _expand(paths: Iterable[Path]) -> list[Path]:
@@ -95,55 +139,127 @@ def _expand(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def kind_of(path: Path) -> Kind:
-    """Say by its name what ``path`` will be taken for."""
-    if path.is_dir():
-        return "tile set"
-    if path.suffix.lower() in (".toml", ".csv"):
-        return "class table"
-    if path.suffix.lower() in (".safetensors", ".pt", ".pth", ".ckpt", ".onnx"):
-        return "model"
-    return "label" if path.stem.endswith("_label") or path.stem == "labels" else "scene"
-
-
-def _company(found: list[tuple[Path, Kind]]) -> Company:
+def _company(candidates: Iterable[Candidate]) -> Company:
     """Read the class tables and cards that others are held against; those that cannot be read are reported where they stand."""
     from rsdistill.geo.classes import load_class_table
     from rsdistill.models.card import read_card
 
     tables, cards = [], []
-    for path, kind in found:
+    for candidate in candidates:
         try:
-            if kind == "class table":
-                tables.append(load_class_table(path))
-            elif kind == "model":
-                cards.append((path, read_card(path)))
+            if candidate.kind == "class table":
+                tables.append(load_class_table(candidate.path))
+            elif candidate.kind == "model":
+                cards.append((candidate.path, read_card(candidate.path)))
         except RsdistillError:
             continue
     return Company(tuple(tables), tuple(cards))
 
 
-def _examine(path: Path, kind: Kind, company: Company, config: CheckConfig) -> Finding:
+def _examine(candidate: Candidate, company: Company, config: CheckConfig) -> Finding:
     looks: dict[Kind, Callable[[], list[str]]] = {
-        "scene": lambda: _look_at_scene(path, company, config),
-        "label": lambda: _look_at_label(path, company, config),
-        "class table": lambda: _look_at_table(path),
-        "tile set": lambda: _look_at_tile_set(path),
-        "model": lambda: _look_at_model(path),
+        "scene": lambda: _look_at_scene(candidate.path, company, config),
+        "label": lambda: _look_at_label(candidate, company, config),
+        "class table": lambda: _look_at_table(candidate.path),
+        "tile set": lambda: _look_at_tile_set(candidate.path),
+        "model": lambda: _look_at_model(candidate.path, config),
     }
-    finding = Finding(path, kind)
+    finding = Finding(candidate.path, candidate.kind)
     try:
-        finding.notes = looks[kind]()
+        finding.notes = looks[candidate.kind]()
     except RsdistillError as error:
         finding.error = error
     return finding
 
 
 def _look_at_scene(path: Path, company: Company, config: CheckConfig) -> list[str]:
+    from rsdistill.geo.inspection import header_notes, pixel_notes
     from rsdistill.geo.scenes import open_scene
 
     with open_scene(path, nodata=config.nodata or None, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote) as scene:
-        notes = [*scene.ignored_sidecars, *_header_notes(scene)]
+        notes = [*scene.ignored_sidecars, *header_notes(scene)]
         for model, card in company.cards:
             notes += _fit(scene, model, card)
-        return notes if config.headers else notes + _pixel_notes(scene)
+        return notes if config.headers else notes + pixel_notes(scene)
+
+
+def _fit(scene: "Scene", model: Path, card: "ModelCard") -> list[str]:
+    """Hold a scene against a model as ``predict`` will.
+
+    Raises:
+        SceneError: bands are missing, or values that the model was not trained on are possible.
+    """
+    import numpy as np
+
+    scene.bands(card.bands)
+    if card.dtype and not np.can_cast(scene.dtype, card.dtype, casting="safe"):
+        raise SceneError(f"{scene.path} is {scene.dtype}, {model} was trained on {card.dtype}", hint="bring both to one scale and type")
+    if card.pixel_size is None or not scene.grid.georeferenced:
+        return []
+    ours = scene.grid.pixel_size[0]
+    theirs = card.pixel_size[0] if isinstance(card.pixel_size, tuple) else card.pixel_size
+    if 1 / PIXEL_SIZE_RATIO < ours / theirs < PIXEL_SIZE_RATIO:
+        return []
+    return [f"pixels of {ours:g}, {model.name} was trained on {theirs:g}: expect worse results"]
+
+
+def _look_at_label(candidate: Candidate, company: Company, config: CheckConfig) -> list[str]:
+    from rsdistill.geo.burning import VECTOR_SUFFIXES, BurnOptions, read_polygons
+    from rsdistill.geo.inspection import class_notes
+    from rsdistill.geo.labels import open_labels, scan_classes
+    from rsdistill.geo.scenes import open_scene
+
+    path, vector = candidate.path, candidate.path.suffix.lower() in VECTOR_SUFFIXES
+    if not company.tables or (vector and candidate.scene is None):
+        missing = "name its scene" if company.tables else "name a class table"
+        if vector:
+            return [f"{len(read_polygons(path))} polygons; {missing} to check their classes"]
+        return [f"{', '.join(scan_classes([path]).names)}; {missing} to check them"]
+    notes: list[str] = []
+    for table in company.tables:
+        with ExitStack() as stack:
+            scene = stack.enter_context(open_scene(candidate.scene or path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote))
+            labels = stack.enter_context(open_labels(path, scene, table, BurnOptions(config.label_field, config.burn)))
+            notes += [] if labels.how == "copied" else [f"{labels.how} on its scene's grid"]
+            notes += [] if config.headers else class_notes(labels, scene, table)
+    return notes
+
+
+def _look_at_table(path: Path) -> list[str]:
+    from rsdistill.geo.classes import load_class_table
+
+    table = load_class_table(path)
+    twins = sorted({color for color in table.colors if table.colors.count(color) > 1})
+    wide = ["ids from 255 on: masks are uint16"] if table.dtype == "uint16" else []
+    return [f"{len(table)} classes", *wide, *(f"{color} stands for several classes" for color in twins)]
+
+
+def _look_at_tile_set(path: Path) -> list[str]:
+    from rsdistill.geo.scenes import open_scene
+    from rsdistill.training.prepare import open_tile_set
+    from rsdistill.training.settings import TrainingConfig
+
+    tile_set = open_tile_set(TrainingConfig.of(tiles=path))
+    card, notes = tile_set.card, [f"{len(tile_set.tiles)} tiles"]
+    for entry in card.scenes:
+        for name in filter(None, (entry.label, entry.context, entry.context_label)):
+            tile_set.path(name)
+        with open_scene(tile_set.path(entry.path), allow_vrt=card.allow_vrt, allow_remote=card.allow_remote) as scene:
+            if scene.fingerprint != entry.fingerprint:
+                notes.append(f"{entry.name} has changed since it was tiled: tile again")
+    for name, pixels in zip(tile_set.table.names, card.class_pixels["train"], strict=True):
+        notes += [] if pixels else [f"no training pixel of {name}"]
+    return notes
+
+
+def _look_at_model(path: Path, config: CheckConfig) -> list[str]:
+    from rsdistill.models.card import read_card
+
+    card = read_card(path)
+    notes = [f"{card.arch}, {len(card.bands)} bands, {len(card.classes)} classes"]
+    if config.headers:
+        return notes
+    from rsdistill.models import load_model
+
+    network, _ = load_model(path)
+    return notes + (["reads the whole scene beside each tile"] if network.needs_context else [])

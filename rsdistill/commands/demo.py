@@ -41,8 +41,8 @@ def demo(*, progress: Progress = SILENT, **options: Any) -> Result:
     _clear(out)
     write_land_cover(out, size=config.size, seed=config.seed)
     scene, labels, classes = (out / name for name in SCENE_FILES)
-    work = {"work": out / "work", "seed": config.seed, "progress": progress}
-    train = {**work, "steps": config.steps, "device": config.device}
+    work: dict[str, Any] = {"work": out / "work", "seed": config.seed, "progress": progress}
+    train: dict[str, Any] = {**work, "steps": config.steps, "device": config.device}
     progress.message(f"a scene of {config.size} x {config.size} pixels is drawn: {scene}")
     tile(scenes=[scene], labels=[labels], classes=classes, **work)
     teacher = train_teacher(**train)

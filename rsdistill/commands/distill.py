@@ -30,8 +30,8 @@ class DistillConfig(TrainingConfig):
 def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
     """Train a small student against frozen teachers.
 
-    MGD here is multi-granularity distillation, not masked generative distillation. It needs a tile set and the teachers that its method asks
-    for. The result is WORK/student.safetensors, with its log, curves and run file.
+    MGD here is multi-granularity distillation, not masked generative distillation. It needs a tile set and the teachers that its method
+    asks for. The result is WORK/student.safetensors, with its log, curves and run file.
     """
     config = DistillConfig.of(**options)
     from rsdistill.models.card import read_card

@@ -136,7 +136,7 @@ def _write_onnx(served: "Served", card: "ModelCard", side: int, out: Path) -> fl
             external_data=False,
             verbose=False,
         )
-    graph = program.model_proto
+    graph = program.model_proto  # type: ignore[union-attr]  # None comes only from the exporter that dynamo=False names
     _tidy(graph)
     onnx.helper.set_model_props(graph, _metadata(card, side))
     onnx.checker.check_model(graph, full_check=True)

@@ -48,7 +48,7 @@ class Composition:
 def open_source(tile_set: TileSet, index: int) -> Scene:
     """Open scene ``index`` of a tile set as it was opened for tiling."""
     card = tile_set.card
-    return open_scene(tile_set.scene_path(index), nodata=card.nodata, allow_vrt=card.allow_vrt, allow_remote=card.allow_remote)
+    return open_scene(tile_set.path(card.scenes[index].path), nodata=card.nodata, allow_vrt=card.allow_vrt, allow_remote=card.allow_remote)
 
 
 def read_index(raster: Scene, window: Window, table: ClassTable) -> NDArray[np.uint8]:
@@ -87,11 +87,11 @@ class TileReader:
         """Return (C, h, w) float32 pixels, (h, w) valid and (h, w) label index of the whole context raster of scene ``index``."""
         if index not in self._contexts:
             entry = self.card.scenes[index]
-            with open_scene(self.tile_set.folder / entry.context) as raster:
+            with open_scene(self.tile_set.path(entry.context)) as raster:
                 pixels, valid = raster.read(raster.grid.window, range(1, len(self.card.bands) + 1))
             label = np.full(valid.shape, IGNORE, np.uint8)
-            if (path := self.tile_set.file(entry.context_label)) is not None:
-                with open_scene(path) as raster:
+            if entry.context_label is not None:
+                with open_scene(self.tile_set.path(entry.context_label)) as raster:
                     label = read_index(raster, raster.grid.window, self.tile_set.table)
             self._contexts[index] = (torch.from_numpy(pixels.astype(np.float32)), torch.from_numpy(valid), torch.from_numpy(label))
             while len(self._contexts) > OPEN_FILES:
@@ -101,8 +101,8 @@ class TileReader:
     def _open(self, index: int, *, label: bool = False) -> Scene:
         key = (index, label)
         if key not in self._rasters:
-            path = self.tile_set.file(self.card.scenes[index].label)
-            self._rasters[key] = open_scene(path) if label and path is not None else open_source(self.tile_set, index)
+            name = self.card.scenes[index].label if label else None
+            self._rasters[key] = open_source(self.tile_set, index) if name is None else open_scene(self.tile_set.path(name))
             while len(self._rasters) > OPEN_FILES:
                 self._rasters.popitem(last=False)[1].close()
         self._rasters.move_to_end(key)
@@ -240,17 +240,20 @@ def normalise(batch: Batch, mean: Tensor, std: Tensor, device: torch.device) -> 
     """Return ``batch`` on ``device`` as networks want it: (raw − mean) / std, 0 where invalid, labels int64."""
 
     def scaled(image: Tensor, valid: Tensor) -> Tensor:
-        image = image.to(device, non_blocking=True).float()
-        return ((image - mean[:, None, None]) / std[:, None, None]) * valid[:, None]
+        return ((sent(image).float() - mean[:, None, None]) / std[:, None, None]) * valid[:, None]
 
-    mean, std = mean.to(device), std.to(device)
-    moved = Batch(*(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch))
-    context = moved.context
+    def sent(part: Tensor) -> Tensor:
+        return part.to(device, non_blocking=True)
+
+    mean, std = sent(mean), sent(std)
+    context = batch.context
     if context is not None:
-        context = Context(*(part.to(device, non_blocking=True) if part is not None else None for part in context))  # type: ignore[arg-type]
-        label = None if context.label is None else context.label.long()
-        context = context._replace(image=scaled(context.image, context.valid), label=label)
-    return moved._replace(image=scaled(moved.image, moved.valid), label=moved.label.long(), context=context)
+        known = sent(context.valid)
+        label = None if context.label is None else sent(context.label).long()
+        context = Context(scaled(context.image, known), known, sent(context.box), sent(context.index), label)
+    valid = sent(batch.valid)
+    box = None if batch.box_in_scene is None else sent(batch.box_in_scene)
+    return Batch(scaled(batch.image, valid), sent(batch.label).long(), valid, sent(batch.labelled), context, box)
 
 
 def loader(source: BatchSource, steps: range, workers: int, *, pin_memory: bool = False) -> DataLoader[Batch]:

@@ -33,12 +33,12 @@ class Window(NamedTuple):
         return Window(row, col, max(0, stop_row - row), max(0, stop_col - col))
 
     def grown(self, margin: int, height: int, width: int) -> "Window":
-        """This window with ``margin`` pixels more on each side, clipped to a raster of ``height`` × ``width``."""
+        """Return this window with ``margin`` pixels more on each side, clipped to a raster of ``height`` × ``width``."""
         row, col = max(0, self.row - margin), max(0, self.col - margin)
         return Window(row, col, min(height, self.stop[0] + margin) - row, min(width, self.stop[1] + margin) - col)
 
     def relative_to(self, origin: "Window") -> "Window":
-        """This window counted from the upper left pixel of ``origin``."""
+        """Return this window counted from the upper left pixel of ``origin``."""
         return Window(self.row - origin.row, self.col - origin.col, self.height, self.width)
 
 

@@ -1,19 +1,21 @@
 """The torch backend: a network in this process, on the processor or an accelerator."""
 
 from collections.abc import Sequence, Sized
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rsdistill.batches import Segmentation
 from rsdistill.errors import ConfigError, DeviceError, MemoryLimitError
 from rsdistill.geo.windows import Window
 from rsdistill.inference.backends import Backend
+from rsdistill.inference.canvas import SceneCanvas
+from rsdistill.inference.reading import Source
 from rsdistill.inference.scores import Floats
 from rsdistill.methods.base import upsample
+from rsdistill.models.ginet import GINet
 from rsdistill.models.network import Network
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -35,43 +37,55 @@ class Normalisation(Protocol):
     def std(self) -> Sequence[float]:
         """Of each band, in the scene's units."""
 
+    @property
+    def bands(self) -> Sequence[int]:
+        """Of the scene, 1-based."""
 
-class Guide(Protocol):
-    """The context of a scene, encoded once: what a network that needs context is run through."""
-
-    def decode(self, image: Tensor, windows: Sequence[Window]) -> Segmentation:
-        """Return the network's answer for (N, C, T, T) normalised tiles that lie at ``windows``."""
+    @property
+    def canvas_margin(self) -> int | None:
+        """Context pixels around a tile that must be seen, where it is known."""
 
 
 class TorchBackend(Backend):
     """A torch network in this process: a loaded model, or one that is being trained."""
 
     def __init__(
-        self, model: Network, card: Normalisation, *, device: str = "auto", precision: Precision = "float32", canvas: Guide | None = None
+        self,
+        model: Network,
+        card: Normalisation,
+        *,
+        device: str = "auto",
+        precision: Precision = "float32",
+        scene: Source | None = None,
+        bands: Sequence[int] | None = None,
     ) -> None:
         """Move ``model``, which has to be in eval mode, to ``device``.
 
         Args:
-            model: a network whose answer depends on its window alone, or on its window and ``canvas``.
+            model: a network whose answer depends on its window alone, or on its window and the context of ``scene``.
             card: mean and standard deviation of each band, and the classes.
             device: ``auto`` or the name of a torch device.
             precision: type that convolutions are computed in; logits are float32 in any case.
-            canvas: the scene's context, for a network that needs it.
+            scene: what will be mapped, from top to bottom; only a network that needs context has to know it before.
+            bands: of ``scene``, 1-based, those of the card by default.
 
         Raises:
             DeviceError: the device is not there.
-            ConfigError: the network needs context and none is given.
+            ConfigError: the network needs context and no scene is given.
         """
-        if model.needs_context and canvas is None:
-            raise ConfigError("this network needs the scene's context", hint="give it a canvas, see rsdistill.inference.canvas")
         self.stride, self.classes = model.stride, len(card.classes)
         self.device = find_device(device)
         self._dtype = DTYPES[precision]
         self._model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._canvas = canvas
         self._mean = torch.tensor(card.mean, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
         self._std = torch.tensor(card.std, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
         self._most: int | None = None
+        self._canvas: SceneCanvas | None = None
+        if model.needs_context:
+            if scene is None:
+                raise ConfigError("this network needs the scene's context", hint="give the backend the scene")
+            ratio = cast(GINet, model).args.context_ratio
+            self._canvas = SceneCanvas(model, scene, bands or card.bands, self._image, ratio=ratio, margin=card.canvas_margin)
 
     def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
         """As the base class."""
@@ -106,9 +120,14 @@ class TorchBackend(Backend):
     def _logits(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Tensor:
         size = (images.shape[-2], images.shape[-1])
         with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            image = normalise(torch.from_numpy(images).to(self.device), torch.from_numpy(valid).to(self.device), self._mean, self._std)
+            image, _ = self._image(images, valid)
             answer = self._model(image) if self._canvas is None else self._canvas.decode(image, windows)
             return upsample(answer.logits.float(), size)
+
+    def _image(self, images: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+        """Return pixels as the network takes them, and their validity, on its device."""
+        known = torch.from_numpy(valid).to(self.device)
+        return normalise(torch.from_numpy(images).to(self.device), known, self._mean, self._std), known
 
 
 def normalise(raw: Tensor, valid: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -47,6 +47,9 @@ def load_method(spec: str, options: Mapping[str, Any] | None = None) -> "Method"
     if len(classes) < spec.count("+") + 1:
         raise ConfigError(f"--method {spec} names a method twice", hint="name each once; weights are options, e.g. kd.weight=2")
     chosen = _by_method(options or {}, classes)
+    for name, found in classes.items():
+        if missing := [k for k, default in options_of(found).items() if default is inspect.Parameter.empty and k not in chosen[name]]:
+            raise ConfigError(f"{name} has no default for its option '{missing[0]}'", hint=f"set {name}.{missing[0]}")
     members = {name: found(**chosen[name]) for name, found in classes.items()}
     if len(members) == 1:
         return members.popitem()[1]
@@ -73,10 +76,13 @@ def _find(name: str) -> "tuple[str, type[Method]]":
         hint = "methods: " + ", ".join(METHODS) + ", several joined by +, or package.module:Class"
         raise ConfigError(f"unknown method '{name}'{nearest(name, METHODS)}", hint=hint)
     module, _, attribute = METHODS.get(name, name).partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ConfigError(f"'{name}' names no module", hint="a method of yours is named package.module:Class")
     try:
         found = getattr(import_module(module), attribute)
     except ImportError as error:
-        raise ConfigError(f"cannot import the method {name}: {error}", hint="is the package installed, or its folder in PYTHONPATH?") from None
+        hint = "is the package installed, or its folder in PYTHONPATH?"
+        raise ConfigError(f"cannot import the method {name}: {error}", hint=hint) from None
     except AttributeError:
         raise ConfigError(f"{module} has no '{attribute}'", hint="a method is named package.module:Class") from None
     if not (isinstance(found, type) and issubclass(found, Method)):
@@ -90,8 +96,8 @@ def _by_method(options: Mapping[str, Any], classes: "Mapping[str, type[Method]]"
     for key, value in _flat(options).items():
         name, dot, option = key.partition(".")
         if name not in classes or not dot:
-            example = f"{next(iter(classes))}.{key}" if not dot else f"known here: {', '.join(classes)}"
-            raise ConfigError(f"option '{key}' belongs to no method of this run{nearest(name, classes)}", hint=f"write method.option: {example}")
+            hint = f"this run knows: {', '.join(classes)}" if dot else f"write method.option: {next(iter(classes))}.{key}"
+            raise ConfigError(f"option '{key}' belongs to no method of this run{nearest(name, classes) if dot else ''}", hint=hint)
         known = options_of(classes[name])
         if option not in known:
             hint = "known options: " + (", ".join(f"{name}.{k}" for k in known) or "none")
@@ -111,4 +117,5 @@ def _value(key: str, value: Any, kind: Any) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        raise ConfigError(f"{key}: {error.errors(include_url=False)[0]['msg']} (got {value!r})", hint="see the method's page in docs/methods") from None
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise ConfigError(f"{key}: {problem} (got {value!r})", hint="see the method's page in docs/methods") from None

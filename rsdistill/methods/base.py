@@ -31,6 +31,8 @@ class Method(nn.Module, ABC):
 
     teachers: int = 1
     """How many teachers :meth:`forward` takes; 0 for a baseline that needs none."""
+    semi_supervised: bool = False
+    """Whether unlabelled tiles teach: the loop then adds as many of them to a batch as it has labelled ones."""
     critic: nn.Module | None
     """What :meth:`critic_terms` trains with its own optimiser; :meth:`forward` never moves it."""
     weights: dict[str, float]
@@ -156,10 +158,11 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
     """Return ‖AᵀA − BᵀB‖²_F of each image for (B, D, P) columns and (B, D', P) columns, without building a P × P matrix.
 
     ‖AᵀA‖²_F = ‖AAᵀ‖²_F and ⟨AᵀA, BᵀB⟩ = ‖ABᵀ‖²_F, so the cost is D² P and the memory D². The three numbers cancel where A ≈ B:
-    they are summed in float64 and the result is clamped at 0.
+    they are summed in float64 (which Metal does not have) and the result is clamped at 0.
     """
+    wide = a.dtype if a.device.type == "mps" else torch.float64
     own_a, own_b, cross = (
-        torch.einsum("bdp,bep->bde", first, second).double().square().sum((1, 2)) for first, second in ((a, a), (b, b), (a, b))
+        torch.einsum("bdp,bep->bde", first, second).to(wide).square().sum((1, 2)) for first, second in ((a, a), (b, b), (a, b))
     )
     return (own_a + own_b - 2 * cross).clamp(min=0).to(a.dtype)
 

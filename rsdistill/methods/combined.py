@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 
 from rsdistill.batches import Batch, Segmentation
@@ -31,6 +30,7 @@ class Combined(Method):
                 raise ConfigError(f"{name} mixes the student's images and cannot be combined", hint=f"--method {name} alone")
         self.members = nn.ModuleDict(dict(members))
         self.teachers = max(member.teachers for member in members.values())
+        self.semi_supervised = any(member.semi_supervised for member in members.values())
         self.kd_owner = next((name for name in ("kd", *members) if name in members and "kd" in members[name].weights), None)
         for name, member in members.items():
             member.notes = self.notes
@@ -59,7 +59,8 @@ class Combined(Method):
     def forward(self, batch: Batch, student: Segmentation, *teachers: Segmentation) -> dict[str, Tensor]:
         """Return the terms of every member."""
         terms = {name: member(batch, student, *teachers[: member.teachers]) for name, member in self.named.items()}
-        return {self._term(name, term): value for name, own in terms.items() for term, value in own.items() if term in self.named[name].weights}
+        kept = ((name, term, value) for name, own in terms.items() for term, value in own.items() if term in self.named[name].weights)
+        return {self._term(name, term): value for name, term, value in kept}
 
     def critic_terms(self, batch: Batch, student: Segmentation, *teachers: Segmentation) -> dict[str, Tensor]:
         """Return the terms of every member's critic."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 SMALLEST, LARGEST = 64, 256
-"""Sides of the maps that the holistic critic looks at: its last convolution needs 64, its attention builds (side / 8)² squared, 32⁴ at most."""
+"""Sides of the maps that the holistic critic looks at: its last convolution needs 64, its attention compares (side / 8)² cells in pairs."""
 
 
 @contextmanager
@@ -44,8 +45,8 @@ class SelfAttention(nn.Module):
 class HolisticCritic(nn.Sequential):
     """A SAGAN critic of (B, K, h, w) logits, one score a map: (B,).
 
-    Input normalisation, four spectrally normalised 4 × 4 convolutions of stride 2 (64, 128, 256, 512 channels), self-attention after the last
-    two, and a 4 × 4 convolution, averaged where the map is larger than 64 × 64.
+    Input normalisation, four spectrally normalised 4 × 4 convolutions of stride 2 (64, 128, 256, 512 channels), self-attention after
+    the last two, and a 4 × 4 convolution, averaged where the map is larger than 64 × 64.
     """
 
     def __init__(self, classes: int) -> None:
@@ -79,7 +80,7 @@ class AffinityCritic(nn.Sequential):
         widths = (channels, 64, 128, 256, 512)
         blocks = [
             nn.Sequential(nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.LeakyReLU(0.2))
-            for narrow, wide in zip(widths, widths[1:], strict=False)
+            for narrow, wide in pairwise(widths)
         ]
         super().__init__(*blocks, nn.Conv2d(512, 1, 4, stride=2, padding=1))
 

@@ -26,9 +26,8 @@ def draw_boxes(count: int, size: tuple[int, int], boxes: int, generator: torch.G
     stop = start + sides.round()
     inside = torch.zeros(count, *size, dtype=torch.bool)
     for box in range(boxes):
-        rows, cols = (
-            (torch.arange(size[axis]) >= start[:, box, axis, None]) & (torch.arange(size[axis]) < stop[:, box, axis, None]) for axis in (0, 1)
-        )
+        first, end = start[:, box, :, None], stop[:, box, :, None]
+        rows, cols = ((first[:, axis] <= at) & (at < end[:, axis]) for axis, at in enumerate(map(torch.arange, size)))
         inside ^= rows[:, :, None] & cols[:, None, :]
     return inside
 

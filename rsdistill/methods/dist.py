@@ -27,8 +27,8 @@ def inter_distance(student: Tensor, teacher: Tensor, part: Tensor) -> Tensor:
 
 def intra_distance(student: Tensor, teacher: Tensor, part: Tensor) -> Tensor:
     """Return L_intra / τ² for two (B, K, h, w) maps of probabilities and the pixels in ``part`` (B, h, w)."""
-    rows = [maps.transpose(0, 1).flatten(1) for maps in (student, teacher)]
-    return pearson_distance(*rows, part.flatten()[None], dim=1).mean()
+    own, other = (maps.transpose(0, 1).flatten(1) for maps in (student, teacher))
+    return pearson_distance(own, other, part.flatten()[None], dim=1).mean()
 
 
 class DIST(Relational):

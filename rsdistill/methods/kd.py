@@ -16,7 +16,7 @@ beat it at equal time.
 """
 
 from math import log
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ def pixel_divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
 
 
 def distillation(student: Tensor, teacher: Tensor, part: Tensor, tau: float, trust: Tensor | None = None) -> Tensor:
-    """Return L for student logits of any size, teacher logits (B, K, h, w), and the pixels in ``part`` with their ``trust``, both (B, h, w)."""
+    """Return L for student logits of any size, teacher logits (B, K, h, w), the pixels in ``part`` and their ``trust``, both (B, h, w)."""
     divergence = pixel_divergence(cover(upsample(student, size_of(teacher)), part), cover(teacher, part), tau)
     return masked_mean(divergence if trust is None else divergence * trust, part)
 
@@ -61,6 +61,7 @@ class KD(Method):
     ) -> None:
         super().__init__(kd=weight)
         self.tau, self.js, self.where = tau, js, where
+        self.semi_supervised = where == "valid"
 
     def forward(self, batch: Batch, student: Segmentation, *teachers: Segmentation) -> dict[str, Tensor]:
         """Return ``kd``.

@@ -60,7 +60,7 @@ class LAD(Method):
     def setup(self, student: Segmentation, *teachers: Segmentation) -> None:
         """Note where a tile has too few cells."""
         cells = min(size_of(student.features))
-        note = f"lad compares {cells} x {cells} cells a tile; below {LEAST_CELLS} relations mean little: larger tiles, or a smaller context ratio"
+        note = f"lad compares {cells} x {cells} cells a tile, too few for relations to mean much: larger tiles, or a smaller context ratio"
         if "lad" in self.weights and cells < LEAST_CELLS and note not in self.notes:
             self.notes.append(note)
 

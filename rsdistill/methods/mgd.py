@@ -52,8 +52,8 @@ def pseudo_labels(logits: Tensor, size: tuple[int, int], threshold: float) -> Te
 def hard_cross_entropy(logits: Tensor, label: Tensor, ohem: float) -> Tensor:
     """Return the mean cross-entropy of (B, K, H, W) logits over the labelled pixels, 0 without any.
 
-    With ``ohem`` > 0 only over those whose label has a probability below it, but at least the hardest sixteenth (online hard example mining,
-    arXiv 1604.03540).
+    With ``ohem`` > 0 only over those whose label has a probability below it, but at least the hardest sixteenth (online hard example
+    mining, arXiv 1604.03540).
     """
     losses = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
     part = label != IGNORE
@@ -65,7 +65,7 @@ def hard_cross_entropy(logits: Tensor, label: Tensor, ohem: float) -> Tensor:
 
 
 def regions(features: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B, D, 49) pooled features and which cells (B, 49) hold a pixel of ``part`` (B, h, w); directions need no division by the count."""
+    """Return (B, D, 49) pooled features, up to their length, and which cells (B, 49) hold a pixel of ``part`` (B, h, w)."""
     share = F.adaptive_avg_pool2d(part[:, None].to(features.dtype), REGIONS)
     return F.adaptive_avg_pool2d(cover(features, part), REGIONS).flatten(2), share.flatten(1) > 0
 
@@ -88,6 +88,7 @@ class MGD(Method):
     """
 
     teachers = 2
+    semi_supervised = True
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class MGD(Method):
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Return the labelled tiles and, in place of the unlabelled ones, CutMixes of them.
 
-        Where no tile is unlabelled, CutMixes of the labelled ones with their labels hidden are added: the student's batch is twice as large.
+        Where no tile is unlabelled, CutMixes of the labelled ones with their labels hidden are added: the student's batch doubles.
         """
         if batch.labelled.all():
             self._note("mgd found no unlabelled tiles in a batch: labelled ones serve with their labels hidden")
@@ -119,7 +120,7 @@ class MGD(Method):
         return self._mix.batch(batch)
 
     def forward(self, batch: Batch, student: Segmentation, *teachers: Segmentation) -> dict[str, Tensor]:
-        """Return ``pixel``, ``region`` and ``image`` for the student's view of ``batch`` that the last ``prepare`` gave (``batch`` without one)."""
+        """Return ``pixel``, ``region`` and ``image`` for the view of ``batch`` that the last ``prepare`` gave the student."""
         mix = self._mix or Mix.none(batch)
         seen = mix.batch(batch)
         labelled = seen.labelled[:, None, None]

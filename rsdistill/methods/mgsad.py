@@ -1,4 +1,4 @@
-"""Multi-granularity semantic alignment distillation (mgsad): pixels within a class, and affinities between neighbours as a critic sees them.
+"""Multi-granularity semantic alignment distillation (mgsad): pixels within a class, and neighbours' affinities as a critic sees them.
 
     L_variation = mean over valid p of d² + mean over valid p of |d|,        d_p = M^S_p − M^T_p (see ifvd)
     q_ij = p_i p_j,   a_ij = q log(q / p_i) + (1 − q) log((1 − q) / (1 − p_i))   for each class and each of the 8 neighbours j of pixel i
@@ -121,9 +121,8 @@ class MGSAD(Relational):
         """Return the affinities that the critic sees, of the images with a valid pixel."""
         size = batch.label.shape[1] // self.scale, batch.label.shape[2] // self.scale
         if min(size) < LEAST_SIDE:
-            raise ConfigError(
-                f"mgsad's critic needs maps of at least {LEAST_SIDE} pixels, not {size[0]} x {size[1]}", hint="larger tiles, or mgsad.affinity=0"
-            )
+            problem = f"mgsad's critic needs maps of at least {LEAST_SIDE} pixels, not {size[0]} x {size[1]}"
+            raise ConfigError(problem, hint="larger tiles, or mgsad.affinity=0")
         part = labels_at(batch, size) != IGNORE
         seen = part.flatten(1).any(1)
         return affinities(upsample(outputs.logits, size)[seen], part[seen])

@@ -16,6 +16,11 @@ STRIDES = (4, 8, 16, 32)
 SEAMS = ("InstanceNorm", "GroupNorm", "GroupNormAct")
 """Norms that take statistics over a tile: two tiles that overlap disagree, and the mask shows seams."""
 
+_MISFIT = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, NotImplementedError, IndexError)
+"""What the two libraries raise when a network cannot be built as asked."""
+
+_HINT = "take a convolutional network, such as resnet18"
+
 
 class Encoder(nn.Module):
     """A timm network cut down to its feature maps at strides 4, 8, 16 and 32.
@@ -55,18 +60,19 @@ def _features(name: str, bands: int, output_stride: int) -> Any:
     known = timm.list_models()
     if name not in known:
         raise ConfigError(f"timm has no encoder '{name}'{nearest(name, known)}", hint="such as mobilenetv2_100, resnet18, convnext_atto")
-    dilation = {} if output_stride == 32 else {"output_stride": output_stride}
+    dilation: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
     try:
-        body = timm.create_model(name, pretrained=False, in_chans=bands, features_only=True, out_indices=(-4, -3, -2, -1), **dilation)
+        body: Any = timm.create_model(name, pretrained=False, in_chans=bands, features_only=True, out_indices=(-4, -3, -2, -1), **dilation)
         reductions = tuple(body.feature_info.reduction())
-    except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, NotImplementedError, IndexError) as error:
-        raise ConfigError(f"encoder '{name}' gives no feature maps: {error}", hint="take a convolutional network, such as resnet18") from None
+    except _MISFIT as error:
+        raise ConfigError(f"encoder '{name}' gives no feature maps: {error}", hint=_HINT) from None
     wanted = tuple(min(stride, output_stride) for stride in STRIDES)
     if reductions != wanted:
         raise ConfigError(f"encoder '{name}' has maps at strides {reductions}, not {wanted}", hint="take another, such as resnet18")
     seams = sorted({type(module).__name__ for module in body.modules()} & set(SEAMS))
     if seams:
-        raise ConfigError(f"encoder '{name}' has {seams[0]}, whose statistics differ from tile to tile", hint="take one with BatchNorm or LayerNorm")
+        hint = "take one with BatchNorm or LayerNorm"
+        raise ConfigError(f"encoder '{name}' has {seams[0]}, whose statistics differ from tile to tile", hint=hint)
     return body
 
 
@@ -82,7 +88,7 @@ def measured_offsets(name: str, output_stride: int = 32) -> tuple[float, ...]:
         try:
             return cell_offsets(body, tuple(body.feature_info.reduction()))
         except (RuntimeError, ValueError, StopIteration, AssertionError) as error:
-            raise ConfigError(f"cannot tell where the maps of '{name}' lie: {error}", hint="take a convolutional network, such as resnet18") from None
+            raise ConfigError(f"cannot tell where the maps of '{name}' lie: {error}", hint=_HINT) from None
 
 
 def smp_network(decoder: str, encoder: str, bands: int, classes: int, **options: Any) -> Any:
@@ -104,11 +110,12 @@ def smp_network(decoder: str, encoder: str, bands: int, classes: int, **options:
 
     own, timms = list(smp.encoders.encoders), timm.list_models()
     if encoder not in own and encoder not in timms:
-        raise ConfigError(f"no library has an encoder '{encoder}'{nearest(encoder, own + timms)}", hint="such as mobilenet_v2, resnet18, mit_b0")
+        hint = "such as mobilenet_v2, resnet18, mit_b0"
+        raise ConfigError(f"no library has an encoder '{encoder}'{nearest(encoder, own + timms)}", hint=hint)
     name = encoder if encoder in own else f"tu-{encoder}"
     try:
         network = getattr(smp, decoder)(encoder_name=name, encoder_weights=None, in_channels=bands, classes=classes, **options)
-    except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, NotImplementedError, IndexError) as error:
+    except _MISFIT as error:
         raise ConfigError(f"encoder '{encoder}' does not fit {decoder}: {error}", hint="take another, such as resnet18") from None
     _without_seams(network)
     return network
@@ -122,7 +129,7 @@ def _without_seams(network: nn.Module) -> None:
 
 
 def hub_weights(encoder: nn.Module, name: str) -> tuple[str, str, str | None] | None:
-    """Return (repository, file, revision) on the Hugging Face hub of an encoder's ImageNet weights as safetensors; None where there are none.
+    """Return (repository, file, revision) of an encoder's ImageNet weights on the Hugging Face hub; None where there are none.
 
     Args:
         encoder: an :class:`Encoder`, or the encoder of a network made by :func:`smp_network`.

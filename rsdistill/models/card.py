@@ -149,4 +149,5 @@ def _parse_card(path: Path, text: str) -> ModelCard:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "card"
-        raise CheckpointError(f"the card in {path}: {where}: {first['msg'].removeprefix('Value error, ')}", hint="correct the card") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"the card in {path}: {where}: {reason}", hint="correct the card") from None

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from rsdistill.errors import CheckpointError, ConfigError, nearest
 from rsdistill.geo.files import atomic
@@ -32,7 +33,7 @@ def build_network(arch: str, arch_args: Mapping[str, Any], bands: int, classes: 
     if arch not in ARCHITECTURES:
         raise ConfigError(f"unknown architecture '{arch}'{nearest(arch, ARCHITECTURES)}", hint="known: " + ", ".join(ARCHITECTURES))
     module, _, name = ARCHITECTURES[arch].partition(":")
-    network_class: type[Network] = getattr(import_module(module), name)
+    network_class: Any = getattr(import_module(module), name)
     return network_class(network_class.Args.of(**arch_args), bands, classes)
 
 
@@ -63,7 +64,7 @@ def load_model(path: str | Path) -> tuple[Network, ModelCard]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}", hint="it was cut short or damaged: copy it again") from None
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}", hint="it was cut short or damaged") from None
     _check_fit(path, card, tensors)
     network = build_network(card.arch, card.arch_args, len(card.bands), len(card.classes))
     network.load_state_dict(tensors)
@@ -73,7 +74,7 @@ def load_model(path: str | Path) -> tuple[Network, ModelCard]:
 def _check_fit(path: Path, card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
     """Compare ``tensors`` with the network that the card describes, which is drawn up on the meta device and so takes no memory."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NumbersOnCpu():
             network = build_network(card.arch, card.arch_args, len(card.bands), len(card.classes))
     except ConfigError as error:
         raise CheckpointError(f"the card in {path}: {error}", hint=error.hint) from None
@@ -91,6 +92,16 @@ def _check_fit(path: Path, card: ModelCard, tensors: Mapping[str, Tensor]) -> No
             raise CheckpointError(f"the tensor '{name}' in {path} holds numbers that are not finite", hint="training diverged: train anew")
     if extra := sorted(tensors.keys() - wanted.keys()):
         raise CheckpointError(f"{path} holds the tensor '{extra[0]}' that {described} does not have ({len(extra)} such)", hint=hint)
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    """Keeps ``linspace`` off the meta device: networks read the drop rates of their layers out of it while they are drawn up."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
 
 
 def _outline(tensor: Tensor) -> str:

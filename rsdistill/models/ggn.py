@@ -36,6 +36,7 @@ class PlainNorm(nn.Module):
         self.norm = norm_layer(norm, dim)
 
     def forward(self, local: Tensor) -> Tensor:
+        """Return (N, D, h, w) for features of that shape."""
         normed: Tensor = self.norm(local)
         return normed.relu()
 

@@ -45,10 +45,10 @@ class GINetArgs(LocalArgs):
     ggn: Literal["spatial", "vector", "none"] = Field(
         "spatial", description="Guidance by a map of the scene, by its mean (one vector a context), or none."
     )
-    ggn_strides: tuple[Stride, ...] = Field(STRIDES, description="Strides of the local maps that are guided.")
+    ggn_strides: tuple[Stride, ...] = Field((4, 8, 16, 32), description="Strides of the local maps that are guided.")
     fusion: bool = Field(True, description="Whether the head also reads the global mask feature at the tile's place.")
     shared_encoder: bool = Field(
-        False, description="One encoder for tile and context: half the parameters; the context is then normalised with the tiles' statistics."
+        False, description="One encoder for tile and context: half the parameters, and the tiles' batch statistics for both."
     )
     hidden: int = Field(64, ge=4, le=1024, description="Channels between the two convolutions that make the guidance.")
     context_ratio: int = Field(8, ge=1, le=256, description="Scene pixels per context pixel; part of what was learned.")

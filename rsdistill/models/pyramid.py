@@ -8,7 +8,7 @@ from rsdistill.models.registration import rise
 
 
 def norm_layer(kind: str, channels: int, *, affine: bool = True) -> nn.Module:
-    """Return the norm ``kind``: ``bn`` BatchNorm, or ``ln`` LayerNorm over the channels of each pixel; neither makes seams between tiles."""
+    """Return the norm ``kind``: ``bn`` BatchNorm, or ``ln`` LayerNorm over each pixel's channels; neither makes seams between tiles."""
     return nn.BatchNorm2d(channels, affine=affine) if kind == "bn" else ChannelNorm(channels, affine=affine)
 
 
@@ -20,6 +20,7 @@ class ChannelNorm(nn.Module):
         self.norm = nn.LayerNorm(channels, elementwise_affine=affine)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return (B, C, H, W) for features of that shape."""
         normed: Tensor = self.norm(features.movedim(1, -1))
         return normed.movedim(-1, 1)
 

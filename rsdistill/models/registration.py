@@ -64,7 +64,8 @@ def _linearised(encoder: nn.Module) -> nn.Module:
             if _THROUGH.search(kind) or (_POINTWISE.search(kind) and not holds_kernels):
                 setattr(parent, name, _Through())
             elif isinstance(child, nn.MaxPool2d):
-                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode, count_include_pad=False))
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode, count_include_pad=False)
+                setattr(parent, name, pool)
     with torch.no_grad():
         for name, parameter in probe.named_parameters():
             flat = 1.0 if parameter.ndim < 2 else parameter.shape[0] / parameter.numel()

@@ -34,7 +34,7 @@ class RunLog:
 
 def _events(folder: Path) -> Any:
     try:
-        from lightning_fabric.loggers import TensorBoardLogger
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
         return TensorBoardLogger(folder.parent, name=folder.name, version="")
     except ModuleNotFoundError:

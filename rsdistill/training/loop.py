@@ -6,16 +6,17 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from rsdistill.batches import Batch
 from rsdistill.data.dataset import BatchSource, loader, normalise
 from rsdistill.errors import DivergedError
+from rsdistill.models.network import Network
 from rsdistill.reporting import Progress, Task
 from rsdistill.training.interrupts import postponed
 from rsdistill.training.logs import RunLog
@@ -29,7 +30,7 @@ SAVE_SECONDS = 120.0
 ROLLBACKS = 3
 """Times that a run goes back to its last good state, each time with half the step size, before it gives up."""
 
-Validate = Callable[[nn.Module], dict[str, float]]
+Validate = Callable[[Network], dict[str, float]]
 
 
 @dataclass
@@ -147,7 +148,7 @@ class Fit:
         if (self.step + 1) % self.config.accumulate == 0:
             self._move()
         if self.critic is not None:
-            self._critic_step()
+            self._critic_step(self.critic)
         self.recent["lr"].append(self.config.peak_lr * factor)
         return float(loss.detach())
 
@@ -174,13 +175,13 @@ class Fit:
         if self.average is not None:
             self.average.update_parameters(self.objective.network)
 
-    def _critic_step(self) -> None:
+    def _critic_step(self, optimiser: Any) -> None:
         with self.fabric.autocast():
             terms = self.objective.critic_terms()  # type: ignore[operator]
         if terms:
             self.fabric.backward(torch.stack([term.float() for term in terms.values()]).sum())
-            self.critic.step()
-            self.critic.zero_grad(set_to_none=True)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
             for name, term in terms.items():
                 self.recent[f"critic.{name}"].append(float(term.detach()))
 
@@ -188,8 +189,8 @@ class Fit:
         batch = normalise(raw, self.mean, self.std, self.fabric.device)
         return batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
 
-    def _evaluated(self) -> nn.Module:
-        return self.average.module if self.average is not None else self.objective.network
+    def _evaluated(self) -> Network:
+        return cast(Network, self.average.module) if self.average is not None else self.objective.network
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().to("cpu", copy=True) for name, value in self._evaluated().state_dict().items()}

@@ -1,6 +1,7 @@
 """What is minimised: a teacher's own loss, or a student's loss against frozen teachers; tensors in, named terms out."""
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from rsdistill.batches import Batch, Segmentation
 from rsdistill.data import augment
 from rsdistill.methods.base import Method, detached
+from rsdistill.models.ginet import GINet
 from rsdistill.models.network import Network
 from rsdistill.training.losses import Supervised, cross_entropy
 
@@ -58,7 +60,7 @@ class TeacherObjective(Objective):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the unweighted terms of one batch."""
         batch = augment.apply(batch, augment.draw(batch, self.generator(step), strength=self.augmentation))
-        if not hasattr(self.network, "training_outputs"):
+        if not isinstance(self.network, GINet):
             return supervised_terms(self.supervised, self.network(batch.image, batch.context), batch.label)
         branches = self.network.training_outputs(batch.image, batch.context)
         terms = supervised_terms(self.supervised, branches.fused, batch.label)
@@ -86,10 +88,11 @@ class DistillObjective(Objective):
             teacher.eval().requires_grad_(False)
         self._seen: tuple[Batch, Segmentation, tuple[Segmentation, ...]] | None = None
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the student, the method and the hidden teachers."""
         for teacher in self._teachers:
-            teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+            teacher.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
 
     def begin(self, batch: Batch) -> None:
         """Let the method make its adapters and critics from the outputs on one batch; the student is left as it was."""

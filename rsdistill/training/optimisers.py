@@ -10,6 +10,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from rsdistill.training.objectives import Objective
 from rsdistill.training.settings import TrainingConfig
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 CRITIC_LR = 4e-4
 CRITIC_BETAS = (0.9, 0.99)
 
@@ -47,11 +49,11 @@ def learning_rate_factor(share: float, warmup: float, power: float) -> float:
     return max(0.0, 1 - (share - warmup) / (1 - warmup)) ** power
 
 
-def ramped_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def ramped_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Return the update of an exponential moving average whose decay grows from 0.1 to ``decay``, so that short runs forget their start."""
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         number = float(count)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + number) / (10 + number)))
 

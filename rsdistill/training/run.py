@@ -3,6 +3,7 @@
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -14,7 +15,7 @@ from rsdistill.data.dataset import BatchSource, Composition
 from rsdistill.errors import ConfigError, DeviceError
 from rsdistill.geo.files import atomic
 from rsdistill.geo.tile_index import TileSet
-from rsdistill.models.card import ModelCard
+from rsdistill.models.card import ClassEntry, ModelCard
 from rsdistill.models.network import Network
 from rsdistill.models.weights import LoadedWeights
 from rsdistill.outputs.curves import draw_curves
@@ -65,16 +66,19 @@ def supervised(config: TrainingConfig, tile_set: TileSet) -> Supervised:
 
 
 def source(
-    config: TrainingConfig, tile_set: TileSet, *, with_context: bool, unlabelled: int = 0, labels_fraction: float = 1.0
+    config: TrainingConfig, tile_set: TileSet, *, with_context: bool, unlabelled: bool = False, labels_fraction: float = 1.0
 ) -> BatchSource:
-    """Return the batches of ``config``: tiles share context images only where a network reads them."""
+    """Return the batches of ``config``: tiles share context images only where a network reads them.
+
+    With ``unlabelled``, as many unlabelled tiles follow the labelled ones in each batch.
+    """
     contexts = min(config.contexts, config.batch) if with_context else config.batch
     if config.batch % contexts:
         raise ConfigError(
             f"batch {config.batch} is not a multiple of contexts {contexts}", hint="every context gets the same number of tiles"
         )
     tiles = config.batch // contexts
-    make = Composition(contexts, tiles, unlabelled * contexts, with_context)
+    make = Composition(contexts, tiles, contexts if unlabelled else 0, with_context)
     return BatchSource(tile_set, make, seed=config.seed, labels_fraction=labels_fraction)
 
 
@@ -85,7 +89,7 @@ def card_for(tile_set: TileSet, network: Network, arch: str, *, method: str, see
     return ModelCard(
         arch=arch,
         arch_args=network.args.model_dump(mode="json"),
-        classes=tile_set.table.to_card(),
+        classes=tuple(ClassEntry(id=one.id, name=one.name, color=one.color) for one in tile_set.table.classes),
         ignore=tile_set.table.ignore,
         bands=card.bands,
         band_names=card.band_names,
@@ -133,15 +137,16 @@ def carry_out(
         part.write_text(run_file(config, command))
     files.state.unlink(missing_ok=True)
     figures = {"miou": outcome.figures["miou"], "pixel_accuracy": outcome.figures["pixel_accuracy"]}
-    data = {
+    parameters = _size(objective.network)
+    data: dict[str, Any] = {
         "model": str(files.model),
         **figures,
         "steps": outcome.steps,
         "seconds": round(outcome.seconds, 2),
-        "parameters": _size(objective.network),
+        "parameters": parameters,
     }
-    rows = (
-        ("parameters", f"{data['parameters'] / 1e6:.2f} M"),
+    rows: tuple[tuple[str, str], ...] = (
+        ("parameters", f"{parameters / 1e6:.2f} M"),
         ("steps", str(outcome.steps)),
         ("training seconds", f"{outcome.seconds:.1f}"),
     )
@@ -149,7 +154,7 @@ def carry_out(
     return Result(paths=(files.model,), data=data, tables=(Table(f"{card.arch} ({card.method})", ("", ""), rows),))
 
 
-def _write(files: Files, network: nn.Module, card: ModelCard, outcome: Outcome) -> None:
+def _write(files: Files, network: Network, card: ModelCard, outcome: Outcome) -> None:
     for path, weights in ((files.last, outcome.last), (files.model, outcome.best)):
         network.load_state_dict(weights)
         checkpoints.save_model(path, network, card)
@@ -161,6 +166,7 @@ def _size(network: nn.Module) -> int:
 
 def introduce(progress: Progress, fabric: Fabric, config: TrainingConfig, network: Network, loaded: LoadedWeights, serious: str) -> None:
     """Say what starts, and once which line would make a default run a serious one."""
-    progress.message(f"{type(network).__name__}: {_size(network) / 1e6:.2f} M parameters, {budget(config, fabric)} steps on {fabric.device}; {loaded}")
+    size = f"{_size(network) / 1e6:.2f} M parameters"
+    progress.message(f"{type(network).__name__}: {size}, {budget(config, fabric)} steps on {fabric.device}; {loaded}")
     if config.steps is None and fabric.device.type == "cpu":
         progress.message(f"this is a quick run, sized for this machine; a serious one is: {serious}")

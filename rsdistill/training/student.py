@@ -42,8 +42,7 @@ def distill(
     frozen = _frozen(teachers, rule.teachers, tile_set)
     objective = DistillObjective(network, run.supervised(config, tile_set), rule, frozen, augmentation=config.augment, seed=config.seed)
     with_context = network.needs_context or any(teacher.needs_context for teacher in frozen)
-    unlabelled = rule.unlabelled_ratio
-    batches = run.source(config, tile_set, with_context=with_context, unlabelled=unlabelled, labels_fraction=labels_fraction)
+    batches = run.source(config, tile_set, with_context=with_context, unlabelled=rule.semi_supervised, labels_fraction=labels_fraction)
     card = run.card_for(tile_set, network, arch, method=method, seed=config.seed)
     parents = teachers if rule.teachers else ()
     result = run.carry_out(config, "distill", objective, batches, card, files, fabric, progress, parents=parents)

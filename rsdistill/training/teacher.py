@@ -1,11 +1,12 @@
 """A teacher's training, put together: network, local affinity distillation, batches."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from rsdistill.methods.lad import LAD
 from rsdistill.models.checkpoints import build_network
+from rsdistill.models.ginet import GINet
 from rsdistill.models.weights import load_encoder_weights
 from rsdistill.reporting import Progress, Result
 from rsdistill.training import run
@@ -20,7 +21,7 @@ def train(
     arch_args: dict[str, Any],
     files: Files,
     *,
-    lad: str,
+    lad: Literal["mse", "kl", "none"],
     lad_weight: float,
     serious: str,
     progress: Progress,
@@ -31,7 +32,7 @@ def train(
     torch.manual_seed(config.seed)
     network = build_network(arch, arch_args, len(tile_set.card.bands), len(tile_set.table))
     run.introduce(progress, fabric, config, network, load_encoder_weights(network, config.weights, offline=config.offline), serious)
-    affinity = LAD(mode=lad, weight=lad_weight) if lad != "none" and hasattr(network, "training_outputs") else None
+    affinity = LAD(mode=lad, weight=lad_weight) if lad != "none" and isinstance(network, GINet) else None
     objective = TeacherObjective(network, run.supervised(config, tile_set), augmentation=config.augment, seed=config.seed, lad=affinity)
     batches = run.source(config, tile_set, with_context=network.needs_context)
     card = run.card_for(tile_set, network, arch, method="supervised", seed=config.seed)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ def test_the_rate_rises_in_a_line_and_falls_as_a_polynomial_to_zero():
     assert factors[550] == pytest.approx(0.5**0.9)
     assert factors[-1] == 0
     assert max(factors) == factors[100]
-    assert all(a > b for a, b in zip(factors[100:], factors[101:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[100:]))
 
 
 def test_without_warm_up_the_rate_starts_at_its_peak():

@@ -1,0 +1,1 @@
+"""Data: where tiles lie, and how they become batches."""

@@ -1,0 +1,116 @@
+"""Rasters made small for the eye: reads of every n-th pixel, brightness stretched, classes painted, all in memory that the picture sets."""
+
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.io import MemoryFile
+
+from rsdistill.geo.classes import IGNORE, ClassTable
+from rsdistill.geo.opening import open_sealed, sealed_reading
+from rsdistill.geo.scenes import Scene
+from rsdistill.geo.sources import check_source
+from rsdistill.geo.windows import Grid
+
+Bytes = NDArray[np.uint8]
+
+PERCENTILES = (2, 98)
+"""Values of a band below and above these become black and white."""
+
+
+def small_size(grid: Grid, side: int) -> tuple[int, int]:
+    """Height and width of the picture of a grid whose longer side is at most ``side`` pixels; never larger than the grid."""
+    step = max(1.0, max(grid.height, grid.width) / side)
+    return max(1, ceil(grid.height / step)), max(1, ceil(grid.width / step))
+
+
+def picture_bands(scene: Scene) -> tuple[int, ...]:
+    """The bands that stand for red, green and blue: the first three, or the first one."""
+    bands = scene.bands()
+    return bands[:3] if len(bands) >= 3 else bands[:1]
+
+
+def small_mask(mask: Path, table: ClassTable, side: int) -> Bytes:
+    """Return the (h, w) class index of a mask, 255 where it has none, the longer side at most ``side`` pixels.
+
+    Raises:
+        SceneError: the file is no raster, or damaged.
+    """
+    with Scene(mask) as raster:
+        ids = _decimated(raster, small_size(raster.grid, side), (1,), Resampling.nearest)[0]
+    whole = np.nan_to_num(ids, nan=table.nodata).astype(np.int64).clip(0, table.nodata)
+    return table.from_ids(whole)
+
+
+def small_scene(scene: Scene, side: int) -> tuple[Bytes, NDArray[np.bool_]]:
+    """Return (h, w, 3) colours of a scene and where it holds data, the longer side at most ``side`` pixels.
+
+    The pixels of :func:`small_mask` at the same ``side`` lie at the same places.
+    """
+    bands = picture_bands(scene)
+    values = _decimated(scene, small_size(scene.grid, side), bands, Resampling.average)
+    valid = np.isfinite(values).all(axis=0)
+    return stretch(values, valid), valid
+
+
+def stretch(values: NDArray[Any], valid: NDArray[np.bool_]) -> Bytes:
+    """Turn (3 or 1, h, w) values of any unit into (h, w, 3) colours: each band between its percentiles; black where not ``valid``."""
+    picture = np.zeros((*valid.shape, 3), np.uint8)
+    for channel in range(3 if valid.any() else 0):
+        band = values[channel % len(values)].astype(np.float32)
+        low, high = np.percentile(band[valid], PERCENTILES)
+        share = (band - low) / max(float(high - low), 1e-12)
+        picture[..., channel] = np.where(valid, share.clip(0, 1) * 255, 0).astype(np.uint8)
+    return picture
+
+
+def paint(index: Bytes, colors: Sequence[str], rest: str = "#ffffff") -> Bytes:
+    """Turn (h, w) class indices into (h, w, 3) colours; what has no class gets ``rest``."""
+    palette = np.full((256, 3), _rgb(rest), np.uint8)
+    palette[: len(colors)] = [_rgb(color) for color in colors]
+    return np.asarray(palette[index])
+
+
+def shade(colors: Bytes, scene: Bytes) -> Bytes:
+    """Lay the scene's light and dark over painted classes: hues stay those of the legend."""
+    light = scene.mean(axis=2, keepdims=True) / 255
+    return np.asarray((colors * (0.45 + 0.55 * light)).round().astype(np.uint8))
+
+
+def class_png(index: Bytes, colors: Sequence[str]) -> bytes:
+    """Return (h, w) class indices as a PNG with a palette; 255 is transparent."""
+    with MemoryFile() as memory:
+        with memory.open(driver="PNG", height=index.shape[0], width=index.shape[1], count=1, dtype="uint8") as file:
+            file.write(index, 1)
+            file.write_colormap(1, {**{i: (*_rgb(color), 255) for i, color in enumerate(colors)}, IGNORE: (0, 0, 0, 0)})
+        return bytes(memory.read())
+
+
+def photo_jpeg(picture: Bytes, quality: int = 80) -> bytes:
+    """Return (h, w, 3) colours as a JPEG."""
+    with MemoryFile() as memory:
+        with memory.open(driver="JPEG", height=picture.shape[0], width=picture.shape[1], count=3, dtype="uint8", quality=quality) as file:
+            file.write(picture.transpose(2, 0, 1))
+        return bytes(memory.read())
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(color[1:])
+    return red, green, blue
+
+
+def _decimated(scene: Scene, size: tuple[int, int], bands: Sequence[int], how: Resampling) -> NDArray[np.float32]:
+    """(C, h, w) values of a whole raster, NaN where it holds no data; overviews are used where there are some."""
+    source = check_source(scene.path, allow_vrt=True, allow_remote=True)  # the scene was opened, so it may be read
+    with sealed_reading(scene.path, scene.grid.window), open_sealed(scene.path, source) as file:
+        values = file.read(list(bands), out_shape=(len(bands), *size), resampling=how, out_dtype="float32")
+        valid = file.dataset_mask(out_shape=size) > 0
+    empty = [values[i] == scene.nodata[band - 1] for i, band in enumerate(bands) if scene.nodata[band - 1] is not None]
+    if len(empty) == len(bands):
+        valid &= ~np.logical_and.reduce(empty)
+    values[:, ~valid] = np.nan
+    return np.asarray(values)

@@ -1,0 +1,207 @@
+"""The command line as a person meets it: a subprocess, its exit code, what stands on stdout and on stderr."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from pydantic import Field
+
+import rsdistill
+from rsdistill import cli
+from rsdistill.config import Config, argument
+from rsdistill.errors import DiskError, DivergedError, SceneError
+from rsdistill.reporting import Result, Table
+
+
+def rsdistill_process(*arguments, cwd=None, env=None):
+    return subprocess.run(
+        [sys.executable, "-m", "rsdistill", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_names_every_command_and_costs_less_than_600_ms_of_processor_time():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shown = rsdistill_process("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert shown.returncode == 0
+    assert all(name.replace("_", "-") in shown.stdout for name in rsdistill.COMMANDS)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6
+
+
+@pytest.mark.parametrize("heavy", ["torch", "torchgeo", "rasterio", "numpy", "geopandas", "timm"])
+def test_building_the_command_line_imports_nothing_heavy(heavy):
+    code = f"import sys; from rsdistill.cli import application; application(); sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", rsdistill.COMMANDS)
+def test_every_command_says_what_its_result_is(name, capsys):
+    assert cli.run([name.replace("_", "-"), "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The result is" in shown or "The results are" in shown
+    assert "--json" in shown
+    assert "--config" in shown
+
+
+@pytest.mark.parametrize("name", rsdistill.COMMANDS)
+def test_every_command_is_a_function_of_the_package_with_a_configuration(name):
+    assert callable(getattr(rsdistill, name))
+    assert issubclass(cli.config_of(name), Config)
+    assert all(field.description for field in cli.config_of(name).model_fields.values())
+
+
+def test_version():
+    shown = rsdistill_process("--version")
+    assert (shown.returncode, shown.stdout.strip()) == (0, rsdistill.__version__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["til"], "til"),
+        (["tile", "--tiel", "256"], "--tiel"),
+        (["train-teacher", "--steps", "many"], "steps"),
+        (["train-teacher", "--steps", "0"], "steps"),
+        (["train-teacher", "--optimizer", "lion"], "optimizer"),
+        (["distill", "--set", "tau"], "KEY=VALUE"),
+        (["train-teacher", "--tiles", "/nowhere/at all"], "/nowhere/at all"),
+        (["predict"], "scenes"),
+    ],
+)
+def test_bad_usage_is_one_line_with_a_hint_and_code_2(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.strip().splitlines()) == 1
+    assert says in captured.err
+    assert captured.err.rstrip().endswith(")")
+    assert list(tmp_path.iterdir()) == []
+
+
+class EchoConfig(Config):
+    """Options of a command that exists in this test only."""
+
+    words: tuple[str, ...] = argument("Words.", default=())
+    loud: bool = Field(False, description="Say it loudly.")
+    bands: tuple[int, ...] = Field((), description="Numbers.")
+    fail: str = Field("", description="How to fail.")
+
+
+FAULTS = {
+    "scene": SceneError("scene.tif is empty", hint="copy it again"),
+    "disk": DiskError("no space left", hint="free some"),
+    "diverged": DivergedError("loss is nan", hint="use a smaller --lr"),
+    "enospc": OSError(28, "No space left on device", "mask.tif"),
+    "memory": MemoryError(),
+    "bug": ZeroDivisionError("division\nby zero"),
+    "interrupt": KeyboardInterrupt(),
+}
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    """Install a command ``echo`` that gives its options back."""
+    import types
+
+    def echo(*, progress, **options):
+        """Give the options back. The result is what was said."""
+        config = EchoConfig.of(**options)
+        if config.fail in FAULTS:
+            raise FAULTS[config.fail]
+        progress.message("working")
+        failures = ("b.tif: broken",) if config.fail == "some" else ()
+        tables = (Table("words", ("word", "length"), tuple((w, str(len(w))) for w in config.words)),)
+        return Result(paths=tuple(config.words), data={"bands": list(config.bands), "loud": config.loud}, tables=tables, failures=failures)
+
+    module = types.ModuleType("rsdistill.commands.echo")
+    module.EchoConfig, module.echo = EchoConfig, echo
+    monkeypatch.setitem(sys.modules, "rsdistill.commands.echo", module)
+    monkeypatch.setattr(rsdistill, "COMMANDS", ("echo", "info"))
+
+
+def test_paths_go_to_stdout_one_a_line_and_everything_else_to_stderr(echo, capsys):
+    assert cli.run(["echo", "a.tif", "b.tif", "--bands", "4,3", "--bands", "2", "--loud"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "a.tif\nb.tif\n"
+    assert "working" in captured.err
+    assert "length" in captured.err
+
+
+def test_json_holds_paths_and_data(echo, capsys):
+    assert cli.run(["echo", "a.tif", "--bands", "4,3", "--bands", "2", "--loud", "--json", "-q"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"paths": ["a.tif"], "failures": [], "bands": [4, 3, 2], "loud": True}
+    assert captured.err == ""
+
+
+def test_flags_win_over_the_configuration_file(echo, capsys, tmp_path):
+    run = tmp_path / "echo.run.toml"
+    run.write_text('command = "echo"\nwords = ["from file"]\nbands = [1]\nloud = true\n')
+    assert cli.run(["echo", "--config", str(run), "--bands", "7", "--no-loud", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"paths": ["from file"], "failures": [], "bands": [7], "loud": False}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("bnads = [1]", "unknown key 'bnads' in"),
+        ('command = "tile"', "written for 'rsdistill tile'"),
+        ("bands = ", "is not TOML"),
+        ('bands = ["x"]', "bands.0"),
+    ],
+)
+def test_a_bad_configuration_file_is_one_line(echo, capsys, tmp_path, content, says):
+    run = tmp_path / "run.toml"
+    run.write_text(content)
+    assert cli.run(["echo", "--config", str(run)]) == 2
+    line = capsys.readouterr().err
+    assert says in line
+    assert line.count("\n") == 1
+    if "bnads" in says:
+        assert "did you mean 'bands'?" in line
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        ("scene", 2, "scene.tif is empty (copy it again)"),
+        ("disk", 3, "no space left"),
+        ("diverged", 4, "loss is nan"),
+        ("enospc", 3, "No space left on device: mask.tif"),
+        ("memory", 3, "out of memory"),
+        ("bug", 1, "internal error: ZeroDivisionError: division by zero"),
+        ("some", 6, "failed: b.tif: broken"),
+        ("interrupt", 130, "interrupted"),
+    ],
+)
+def test_every_fault_has_its_code_and_one_line(echo, capsys, fault, code, says):
+    assert cli.run(["echo", "--fail", fault, "-q"]) == code
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+
+
+def test_verbose_shows_the_traceback(echo, capsys):
+    assert cli.run(["echo", "--fail", "bug", "-v"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_run_file_repeats_a_run(tmp_path):
+    from rsdistill.config import run_file
+
+    config = EchoConfig.of(words=["a b", "é"], bands=[3], loud=True)
+    written = tomllib.loads(run_file(config, "echo"))
+    assert written.pop("command") == "echo"
+    assert EchoConfig.of(**written) == config
