@@ -62,14 +62,14 @@ class Company:
     cards: tuple[tuple[Path, "ModelCard"], ...]
 
 
-def check(paths: Any, *, progress: Progress = SILENT, **options: Any) -> Result:
+def check(paths: Path | str | Iterable[Path | str], *, progress: Progress = SILENT, **options: Any) -> Result:
     """Say what a long run would stumble over, before it starts.
 
     Scenes are read whole, labels are held against their scenes and the class tables named with them, scenes against the models; tile sets
     and models are opened as training and prediction will open them. Notes tell what is legal but costs time or accuracy. One bad file
     ends with exit 2, some of many with 6. The result is the list of paths that are fit.
     """
-    config = CheckConfig.of(paths=paths, **options)
+    config = CheckConfig.of(paths=[paths] if isinstance(paths, str | Path) else paths, **options)
     candidates = _candidates(config, progress)
     company = _company(candidates)
     findings = []

@@ -64,7 +64,7 @@ def export(model: Path | str | None = None, *, progress: Progress = SILENT, **op
     out = config.out or source.with_suffix(".onnx")
     if out.suffix not in ARTIFACTS:
         raise ConfigError(f"no writer for '{out.suffix}' ({out})", hint="use .onnx or .pt2")
-    item, run = out.with_suffix(".stac.json"), out.with_name(out.name + ".run.toml")
+    item, run = (out.with_name(out.name + suffix) for suffix in (".stac.json", ".run.toml"))
     refuse_existing((out, item, run), config.overwrite)
     if out.suffix == ".onnx":
         _need_onnx()

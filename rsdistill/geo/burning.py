@@ -1,6 +1,7 @@
 """Polygons burnt into class indices on a scene's grid."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,8 +110,21 @@ def read_polygons(source: Path, grid: Grid | None = None) -> Any:
     return frame[areal].reset_index(drop=True)
 
 
-def field_values(source: Path, frame: Any, field: str | None) -> list[Any]:
-    """The class field's value of every polygon; None where it is empty.
+def scan_fields(sources: Sequence[Path], options: BurnOptions) -> list[str]:
+    """The classes that vector files name: of the field's values, or the one that is burnt; the background comes first.
+
+    Raises:
+        LabelError: a file cannot be read, or does not say its polygons' class.
+    """
+    names = {options.burn} if options.burn is not None else set()
+    for source in sources if options.burn is None else ():
+        names |= {name for name in field_values(source, read_polygons(source), options.field) if name is not None}
+    ordered = sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    return ordered if options.background in (None, *ordered) else [options.background, *ordered]
+
+
+def field_values(source: Path, frame: Any, field: str | None) -> list[str | None]:
+    """The class field's value of every polygon as text (3.0 is "3"); None where it is empty.
 
     Raises:
         LabelError: there is no such field.
@@ -123,7 +137,9 @@ def field_values(source: Path, frame: Any, field: str | None) -> list[Any]:
         )
     if wanted not in fields:
         raise LabelError(f"{source} has no field '{wanted}'{nearest(wanted, fields)}", hint="fields: " + (", ".join(fields) or "none"))
-    return [None if value is None or value != value else value for value in frame[wanted].tolist()]
+    values = [None if value is None or value != value else value for value in frame[wanted].tolist()]
+    whole = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+    return [None if value is None else str(value) for value in whole]
 
 
 def _class_indices(source: Path, frame: Any, table: ClassTable, options: BurnOptions) -> NDArray[np.uint8]:
@@ -132,10 +148,7 @@ def _class_indices(source: Path, frame: Any, table: ClassTable, options: BurnOpt
     known: dict[str, int] = {str(value): IGNORE for value in table.ignore}
     for index, one in enumerate(table.classes):
         known |= {one.name: index, **{str(value): index for value in one.sources}}
-    values = field_values(source, frame, options.field)
-    named = [
-        None if value is None else str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values
-    ]
+    named = field_values(source, frame, options.field)
     unknown = Counter(name for name in named if name is not None and name not in known)
     if unknown:
         name, count = unknown.most_common(1)[0]

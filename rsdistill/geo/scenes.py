@@ -99,9 +99,8 @@ class Scene:
     @cached_property
     def nodata(self) -> tuple[float | None, ...]:
         """Nodata of every band: declared in the file, else beside it, else given."""
-        given = self._options["nodata"]
-        if given is not None and len(given) not in (1, len(self.color_bands), self.count):
-            bands = len(self.color_bands)
+        given, bands = self._options["nodata"], len(self.color_bands)
+        if given is not None and len(given) not in (1, bands, self.count):
             raise SceneError(f"{self.path} has {bands} bands, but {len(given)} nodata values were given", hint="give one, or one a band")
         given = [*([None] * self.count if given is None else given * self.count if len(given) == 1 else given), None]
         beside = [*self._sidecars.nodata, *[None] * self.count]

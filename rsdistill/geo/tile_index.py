@@ -185,6 +185,38 @@ def write_card(folder: Path, card: TileSetCard) -> None:
     (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
+def write_index(folder: Path, rows: Sequence[TileRow], grids: Mapping[str, Grid], table: ClassTable) -> None:
+    """Write ``tiles.gpkg``: one footprint a tile, in the first scene's CRS; in pixels (column, −row) where any scene has none.
+
+    Args:
+        folder: of the tile set.
+        rows: the tiles.
+        grids: of the scenes, by name.
+        table: whose class ids name the columns ``class_<id>``.
+    """
+    import geopandas
+
+    crs = None if any(grid.crs is None for grid in grids.values()) else next(iter(grids.values())).crs
+    fields: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in ("scene", "split", "labelled", "valid")}
+    windows = {name: [getattr(row.window, name) for row in rows] for name in Window._fields}
+    shares = {f"class_{id_}": [row.shares[k] for row in rows] for k, id_ in enumerate(table.ids)}
+    outlines = [_outline(grids[row.scene][row.window], crs) for row in rows]
+    order = ("scene", *Window._fields, "split", "labelled", "valid")
+    columns = {name: {**fields, **windows}[name] for name in order} | shares
+    frame = geopandas.GeoDataFrame(columns, geometry=outlines, crs=crs and crs.to_wkt())
+    frame.to_file(folder / INDEX, layer=LAYER, driver="GPKG", engine="pyogrio")
+
+
+def _outline(grid: Grid, crs: CRS | None) -> Any:
+    import shapely
+
+    plane = pixel_plane(grid)
+    x, y = zip(*(plane @ corner for corner in ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height))), strict=True)
+    if crs is not None and grid.crs != crs:
+        x, y = transform_points(grid.crs, crs, x, y)
+    return shapely.Polygon(zip(x, y, strict=True))
+
+
 def nearby_path(scene: Path, folder: Path) -> str:
     """The way from a tile set's folder to a scene, with forward slashes."""
     return Path(os.path.relpath(scene.resolve(), folder.resolve())).as_posix()

@@ -69,8 +69,9 @@ class HolisticCritic(nn.Sequential):
         height, width = (min(max(side, SMALLEST), LARGEST) for side in maps.shape[-2:])
         if maps.shape[-2:] != (height, width):
             maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
-        scores: Tensor = super().forward(maps)
-        return scores.mean((1, 2, 3))
+        for layer in self:
+            maps = layer(maps)
+        return maps.mean((1, 2, 3))
 
 
 class AffinityCritic(nn.Sequential):
@@ -78,10 +79,7 @@ class AffinityCritic(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         widths = (channels, 64, 128, 256, 512)
-        blocks = [
-            nn.Sequential(nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.LeakyReLU(0.2))
-            for narrow, wide in pairwise(widths)
-        ]
+        blocks = [nn.Sequential(nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.LeakyReLU(0.2)) for narrow, wide in pairwise(widths)]
         super().__init__(*blocks, nn.Conv2d(512, 1, 4, stride=2, padding=1))
 
 

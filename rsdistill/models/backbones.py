@@ -87,7 +87,7 @@ def measured_offsets(name: str, output_stride: int = 32) -> tuple[float, ...]:
         body = _features(name, 1, output_stride)
         try:
             return cell_offsets(body, tuple(body.feature_info.reduction()))
-        except (RuntimeError, ValueError, StopIteration, AssertionError) as error:
+        except (*_MISFIT, StopIteration) as error:
             raise ConfigError(f"cannot tell where the maps of '{name}' lie: {error}", hint=_HINT) from None
 
 

@@ -74,6 +74,22 @@ class Branches(NamedTuple):
     """Logits of the whole context (M, K, h, w) at its full size; features: the global map at the tile's k x k cells (N, D, k, k)."""
 
 
+class _Place(NamedTuple):
+    """Where tiles lie in their contexts; kept on the CPU, whose arithmetic decides what is cut out of the canvas."""
+
+    pixels: Tensor
+    """(N, 4) top, left, bottom, right in context pixels."""
+    scale: Tensor
+    """(N, 2) context pixels per tile pixel, down and across."""
+    context: Tensor
+    """(N,) the index of each tile's context."""
+
+
+def _place(image: Tensor, canvas: Canvas, box: Tensor, index: Tensor) -> _Place:
+    pixels = box.float().cpu() * torch.tensor([*canvas.size, *canvas.size])
+    return _Place(pixels, (pixels[:, 2:] - pixels[:, :2]) / torch.tensor(image.shape[-2:]), index)
+
+
 class LocalBranch(nn.Module):
     """Encoder, laterals, norms (guided where they are to be) and top-down path of a tile."""
 
@@ -203,7 +219,7 @@ class GINet(Network):
         cells = self.affinity_cells((image.shape[-2], image.shape[-1]))
         pooled = F.adaptive_avg_pool2d(local, cells)
         aux = fused.logits if fused.aux is None else fused.aux
-        seen = self._cut(canvas.mask, 0, cells, image, canvas, box, index)
+        seen = self._cut(canvas.mask, 0, cells, _place(image, canvas, box, index))
         logits = full_size_logits(canvas, self._context_encoder)
         return Branches(fused, Segmentation(aux, pooled), Segmentation(logits, seen))
 
@@ -219,31 +235,24 @@ class GINet(Network):
 
     def _decode(self, image: Tensor, canvas: Canvas, box: Tensor, index: Tensor) -> tuple[Segmentation, Tensor]:
         stages = self.local.encoder(image)
+        place = _place(image, canvas, box, index)
         guidance = [
-            maps[index]
-            if self.args.ggn == "vector"
-            else self._cut(maps, level, (stages[level].shape[-2], stages[level].shape[-1]), image, canvas, box, index)
+            maps[index] if self.args.ggn == "vector" else self._cut(maps, level, (stages[level].shape[-2], stages[level].shape[-1]), place)
             for level, maps in zip(self.guided_levels, canvas.guidance, strict=True)
         ]
         local, aux = self.local(stages, guidance)
         fused = local
         if self.args.fusion:
-            seen = self._cut(canvas.mask, 0, (local.shape[-2], local.shape[-1]), image, canvas, box, index)
+            seen = self._cut(canvas.mask, 0, (local.shape[-2], local.shape[-1]), place)
             fused = torch.cat([local, seen.to(local.dtype)], dim=1)
         features = self.head(fused)
         return Segmentation(self.classifier(self.dropout(features)), features, stages, aux), local
 
-    def _cut(
-        self, maps: Tensor, level: int, cells: tuple[int, int], image: Tensor, canvas: Canvas, box: Tensor, index: Tensor
-    ) -> Tensor:
+    def _cut(self, maps: Tensor, level: int, cells: tuple[int, int], place: _Place) -> Tensor:
         """Resample the canvas map of ``level`` at the tiles' cells, (N, channels, *cells), where both encoders really see them."""
-        box = box.float()
-        sides = box.new_tensor([*canvas.size, *canvas.size])
-        pixels = box * sides
-        per_tile_pixel = (pixels[:, 2:] - pixels[:, :2]) / box.new_tensor(image.shape[-2:])
         # Both maps' cells lie off their nominal middles, each by its encoder's offset: in context pixels, the difference is the shift.
-        shift = self._context_encoder.offsets[level] - self.local.encoder.offsets[level] * per_tile_pixel
-        return crop(maps, (pixels + shift.repeat(1, 2)) / STRIDES[level], index, cells)
+        shift = self._context_encoder.offsets[level] - self.local.encoder.offsets[level] * place.scale
+        return crop(maps, (place.pixels + shift.repeat(1, 2)) / STRIDES[level], place.context, cells)
 
 
 class GINetLite(GINet):

@@ -53,7 +53,7 @@ def small_scene(scene: Scene, side: int) -> tuple[Bytes, NDArray[np.bool_]]:
     """
     bands = picture_bands(scene)
     values = _decimated(scene, small_size(scene.grid, side), bands, Resampling.average)
-    valid = np.isfinite(values).all(axis=0)
+    valid = np.asarray(np.isfinite(values).all(axis=0))
     return stretch(values, valid), valid
 
 

@@ -17,6 +17,8 @@ SIDE = 1600
 """Longest side of the picture in pixels."""
 INCHES = 6.0
 """Longest side of the picture on paper."""
+THINNEST = 0.2
+"""Inches that the other side has at least: a scene one pixel high is still seen."""
 BAR_SHARE = 0.3
 """Largest share of the picture's width that the scale bar takes."""
 METRES_A_DEGREE = 111_320.0
@@ -93,9 +95,8 @@ def _figure(picture: Any, grid: Grid, legend: list[tuple[str, str]]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    height, width = picture.shape[:2]
-    longest = max(height, width)
-    figure = Figure(figsize=(INCHES * width / longest, INCHES * height / longest))
+    height, width = (max(INCHES * length / max(picture.shape), THINNEST) for length in picture.shape[:2])
+    figure = Figure(figsize=(width, height))
     panel = figure.add_axes((0, 0, 1, 1))
     panel.imshow(picture, interpolation="none", extent=(0, grid.width, grid.height, 0), aspect="auto")
     panel.set(xticks=[], yticks=[])
@@ -103,11 +104,16 @@ def _figure(picture: Any, grid: Grid, legend: list[tuple[str, str]]) -> Any:
     if legend:
         patches = [Patch(facecolor=color, edgecolor="#888888", linewidth=0.5, label=name) for name, color in legend]
         panel.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9, labelcolor=INK)
-    length, text = scale_bar(grid)
-    below = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False, "color": INK}
-    figure_height_points = 72 * INCHES * height / longest
-    line = -9 / figure_height_points
-    panel.plot([0, length], [line, line], transform=panel.get_xaxis_transform(), color=INK, linewidth=2.5, clip_on=False, solid_capstyle="butt")
-    panel.annotate(text, (length, line), xytext=(5, -3), fontsize=9, **below)
-    panel.set_xlim(0, grid.width)
+    _add_scale_bar(panel, grid, 72 * height)
     return figure
+
+
+def _add_scale_bar(panel: Any, grid: Grid, height: float) -> None:
+    """Draw the scale bar 9 points below a picture that is ``height`` points high."""
+    length, text = scale_bar(grid)
+    line, place = -9 / height, panel.get_xaxis_transform()
+    panel.plot([0, length], [line, line], transform=place, color=INK, linewidth=2.5, clip_on=False, solid_capstyle="butt")
+    style = {"textcoords": "offset points", "annotation_clip": False, "color": INK, "fontsize": 9}
+    panel.annotate(text, (length, line), xycoords=place, xytext=(5, -3), **style)
+    panel.set_xlim(0, grid.width)
+    panel.set_ylim(grid.height, 0)

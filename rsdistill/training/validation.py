@@ -50,11 +50,11 @@ def validator(tile_set: TileSet, card: ModelCard, kind: Literal["auto", "scene",
 
 def scene_confusion(network: Network, card: ModelCard, tile_set: TileSet, index: int, device: torch.device, confusion: Confusion) -> None:
     """Map scene ``index`` of ``tile_set`` and add its pixels to ``confusion``."""
-    label = tile_set.file(tile_set.card.scenes[index].label)
+    label = tile_set.card.scenes[index].label
     if label is None:
         return
-    with open_source(tile_set, index) as scene, open_scene(label) as truth:
-        backend = TorchBackend(network, card, device=str(device), scene=scene)
+    with open_source(tile_set, index) as scene, open_scene(tile_set.path(label)) as truth:
+        backend = TorchBackend(network, card, device=str(device), scene=scene, bands=card.bands)
         for strip in strips(scene, backend, bands=card.bands, tile=card.tile or 512, margin=card.margin or 0):
             rows = Window(strip.row, 0, *strip.labels.shape)
             confusion.update(strip.labels, read_index(truth, rows, tile_set.table))

@@ -1,0 +1,105 @@
+"""The ONNX backend: an exported model in onnxruntime, without torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from rsdistill.errors import CheckpointError, MissingExtraError
+from rsdistill.geo.windows import Window
+from rsdistill.inference.backends import Backend
+from rsdistill.inference.scores import Floats, argmax
+from rsdistill.models.card import FORMAT_VERSION, HEADER_KEY, ModelCard
+
+LEAST = np.float32(1e-30)
+"""Probabilities below are taken for this, so that each has a logarithm."""
+
+
+class OnnxBackend(Backend):
+    """An exported model: pixels divided by 255 in, probabilities out, windows of one size."""
+
+    def __init__(self, path: Path, card: ModelCard, *, threads: int | None = None) -> None:
+        """Open the file for ``threads`` threads, as many as there are cores by default.
+
+        Raises:
+            CheckpointError: it is no ONNX model, or not one of the form that ``export`` writes.
+            MissingExtraError: onnxruntime is not installed.
+        """
+        self._session = open_session(path, threads)
+        self._input = self._session.get_inputs()[0].name
+        self.stride, self.classes = _tile(path, self._session), len(card.classes)
+        self._mean = np.array(card.mean, np.float32).reshape(-1, 1, 1)
+
+    def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
+        """As the base class: logarithms of probabilities, which are logits up to a constant a pixel."""
+        odds = self._probabilities(images, valid)
+        return np.log(np.maximum(odds, LEAST, out=odds), out=odds)
+
+    def labels(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> NDArray[np.uint8]:
+        """As the base class; the likeliest class needs no logarithm."""
+        return np.stack([argmax(odds) for odds in self._probabilities(images, valid)])
+
+    def _probabilities(self, images: NDArray[Any], valid: NDArray[np.bool_]) -> Floats:
+        # Invalid pixels are 0 after normalisation, and the mean before it.
+        pixels = np.where(valid[:, None], images, self._mean).astype(np.float32, copy=False)
+        pixels /= np.float32(255)
+        return self._session.run(None, {self._input: pixels})[0]
+
+
+def read_onnx_card(path: Path) -> ModelCard:
+    """Return the card that ``export`` left in an ONNX file.
+
+    Raises:
+        CheckpointError: it is no ONNX model, or has no card.
+    """
+    text = open_session(path, 1).get_modelmeta().custom_metadata_map.get(HEADER_KEY)
+    hint = "use a model that this version's rsdistill export wrote"
+    if text is None:
+        raise CheckpointError(f"{path} holds no '{HEADER_KEY}' card", hint=hint)
+    try:
+        card = ModelCard.model_validate_json(text)
+    except ValidationError as error:
+        raise CheckpointError(f"the card in {path}: {error.errors(include_url=False)[0]['msg']}", hint=hint) from None
+    if card.format_version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has card format_version {card.format_version}; {FORMAT_VERSION} is read", hint=hint)
+    return card
+
+
+def onnx_tile(path: Path) -> int:
+    """Return the side of the square tiles that an ONNX file takes."""
+    return _tile(path, open_session(path, 1))
+
+
+def open_session(path: Path, threads: int | None) -> Any:
+    """Open an ONNX file on the processor.
+
+    Raises:
+        CheckpointError: it is no ONNX model.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError(f"{path} needs onnxruntime, which is not installed", hint="pip install 'rsdistill[onnx]'") from None
+    if not path.is_file():
+        raise CheckpointError(f"no model {path}", hint="rsdistill export makes one")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common class but this
+        raise CheckpointError(f"{path} is not an ONNX model: {str(error).splitlines()[0][:160]}", hint="rsdistill export makes one") from None
+
+
+def _tile(path: Path, session: Any) -> int:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape = inputs[0].shape
+    square = len(inputs) == len(outputs) == 1 and len(shape) == 4 and isinstance(shape[2], int) and shape[2] == shape[3]
+    if not square:
+        found = "; ".join(f"{one.name} {one.shape}" for one in inputs)
+        raise CheckpointError(f"{path} takes {found}, not one stack of square tiles", hint="use a model that rsdistill export wrote")
+    return int(shape[2])

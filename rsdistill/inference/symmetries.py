@@ -1,0 +1,57 @@
+"""Test-time augmentation: the mean answer over the eight symmetries of the square."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsdistill.geo.windows import Window
+from rsdistill.inference.backends import Backend
+from rsdistill.inference.scores import Floats
+
+
+class D4Backend(Backend):
+    """A backend asked eight times: about each window, turned by each quarter and mirrored.
+
+    The mean is that of logits, the geometric mean of probabilities, as in blending.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        """Wrap ``backend``, whose answers must depend on the window's pixels alone."""
+        self._backend = backend
+        self.stride, self.classes = backend.stride, backend.classes
+
+    def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
+        """As the base class."""
+        total: Floats | None = None
+        for quarters, mirrored in symmetries():
+            answer = self._backend(_turned(images, quarters, mirrored), _turned(valid, quarters, mirrored), windows)
+            answer = _turned_back(log_softmax(answer), quarters, mirrored)
+            total = answer if total is None else np.add(total, answer, out=total)
+        assert total is not None
+        total /= np.float32(8)
+        return total
+
+
+def symmetries() -> Iterator[tuple[int, bool]]:
+    """Yield the eight symmetries as (quarter turns, mirrored)."""
+    for mirrored in (False, True):
+        for quarters in range(4):
+            yield quarters, mirrored
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Return the (N, K, H, W) logarithms of probabilities: the constant that logits are free of must not weigh one turn above another."""
+    shifted = logits - logits.max(1, keepdims=True)
+    return np.subtract(shifted, np.log(np.exp(shifted).sum(1, keepdims=True)), out=shifted)
+
+
+def _turned(values: NDArray[Any], quarters: int, mirrored: bool) -> NDArray[Any]:
+    values = values[..., ::-1] if mirrored else values
+    return np.ascontiguousarray(np.rot90(values, quarters, axes=(-2, -1)))
+
+
+def _turned_back(values: Floats, quarters: int, mirrored: bool) -> Floats:
+    values = np.rot90(values, -quarters, axes=(-2, -1))
+    return np.ascontiguousarray(values[..., ::-1] if mirrored else values)

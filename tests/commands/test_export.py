@@ -1,0 +1,156 @@
+"""``export``: the graph answers as the network does, says what its clients read, and is refused where it could not work."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from rsdistill.commands.export import export
+from rsdistill.errors import CheckpointError, ConfigError, MissingExtraError, OutputExistsError
+from rsdistill.methods.base import upsample
+from rsdistill.models import ModelCard, build_network, load_model, save_model
+
+MEAN, STD = (100.0, 110.0, 90.0), (40.0, 35.0, 30.0)
+
+
+def save(path, arch="tiny", **card):
+    torch.manual_seed(3)
+    network = build_network(arch, {}, 3, 4)
+    if arch == "linear":
+        torch.nn.init.normal_(network.weight)
+    classes = [{"id": 10 * i, "name": f"class {i}", "color": "#11aa33"} for i in range(4)]
+    usual = {"arch": arch, "classes": classes, "bands": (3, 2, 1), "mean": MEAN, "std": STD, "tile": 64, "margin": 8}
+    save_model(path, network, ModelCard(**{**usual, **card}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    model = save(folder / "tiny.safetensors", pixel_size=(0.5, 0.5), method="kd", seed=7)
+    return model, export(model)
+
+
+def pixels(count, side, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, side, side)).astype(np.float32)
+
+
+def test_onnx_takes_raw_pixels_by_255_and_answers_with_probabilities(tiny):
+    model, result = tiny
+    network, _ = load_model(model)
+    raw = pixels(5, 64)  # a batch that is not the example's
+    image = (torch.from_numpy(raw) - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    with torch.inference_mode():
+        wanted = upsample(network(image).logits, (64, 64)).softmax(1).numpy()
+    session = onnxruntime.InferenceSession(result.paths[0])
+    (given,) = session.run(None, {"image": raw / 255})
+    assert np.abs(given - wanted).max() < 1e-5
+    assert given.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert (given.argmax(1) == wanted.argmax(1)).mean() > 0.9999
+    assert result.data["parity"] < 1e-5
+
+
+def test_onnx_runs_in_old_clients(tiny):
+    graph = onnx.load(tiny[1].paths[0])
+    assert graph.ir_version == 9
+    assert [(one.domain, one.version) for one in graph.opset_import if not one.domain] == [("", 18)]
+    (given,), (answer,) = graph.graph.input, graph.graph.output
+    sides = [[axis.dim_value for axis in one.type.tensor_type.shape.dim] for one in (given, answer)]
+    assert sides == [[0, 3, 64, 64], [0, 4, 64, 64]]  # 0: any number of tiles
+
+
+def test_onnx_names_nothing_of_this_machine(tiny):
+    content = tiny[1].paths[0].read_bytes()
+    assert not re.search(rb"site-packages|\.py\b|/home/|/tmp/", content)
+
+
+def test_metadata_that_clients_read(tiny):
+    properties = {one.key: one.value for one in onnx.load(tiny[1].paths[0]).metadata_props}
+    values = {key: json.loads(text) for key, text in properties.items()}
+    assert values["model_type"] == "Segmentor"
+    assert values["class_names"] == {str(i): f"class {i}" for i in range(4)}
+    assert values["tile_size"] == values["tiles_size"] == 64
+    assert values["tiles_overlap"] == 25
+    assert values["resolution"] == 50
+    assert values["standardization_mean"] == [0, 0, 0]
+    assert values["standardization_std"] == [1, 1, 1]
+    assert ModelCard.model_validate(values["rsdistill"]).bands == (3, 2, 1)
+
+
+def test_stac_item_describes_the_file(tiny):
+    out, item = tiny[1].paths
+    content = json.loads(item.read_text())
+    assert item.name == "tiny.onnx.stac.json"
+    assert content["properties"]["mlm:framework"] == "ONNX"
+    assert content["properties"]["mlm:input"][0]["input"]["shape"] == [-1, 3, 64, 64]
+    classes = content["properties"]["mlm:output"][0]["classification:classes"]
+    assert [(one["value"], one["name"], one["color_hint"]) for one in classes] == [(i, f"class_{i}", "11AA33") for i in range(4)]
+    asset = content["assets"]["model"]
+    assert asset["file:checksum"] == "1220" + hashlib.sha256(out.read_bytes()).hexdigest()
+    assert asset["mlm:artifact_type"] == "onnx"
+
+
+def test_archive_answers_as_the_network(tmp_path):
+    model = save(tmp_path / "linear.safetensors", "linear")
+    result = export(model, out=tmp_path / "deep" / "linear.pt2")
+    network, card = load_model(model)
+    raw = torch.from_numpy(pixels(2, 64))
+    with torch.inference_mode():
+        wanted = network((raw - torch.tensor(card.mean).view(1, 3, 1, 1)) / torch.tensor(card.std).view(1, 3, 1, 1)).logits.softmax(1)
+        given = torch.export.load(result.paths[0]).module()(raw / 255)
+    assert torch.allclose(given, wanted, atol=1e-6)
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["linear.pt2", "linear.pt2.run.toml", "linear.pt2.stac.json"]
+
+
+def test_default_model_is_the_workspace_student(tmp_path):
+    save(tmp_path / "student.safetensors", "linear", tile=40)
+    result = export(work=tmp_path)
+    assert result.paths[0] == tmp_path / "student.onnx"
+    assert result.data["tile"] == 40
+    other = export("student", work=tmp_path, out=tmp_path / "other.onnx", tile=24)
+    assert other.data["tile"] == 24
+
+
+def test_tile_without_a_card_fits_the_stride(tmp_path):
+    model = save(tmp_path / "m.safetensors", "linear", tile=None, margin=None)
+    assert export(model, out=tmp_path / "m.pt2").data["tile"] == 512
+
+
+def test_tile_that_does_not_fit_the_stride_is_refused(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="tile 65 is not a multiple of 32"):
+        export(tiny[0], out=tmp_path / "x.onnx", tile=65)
+    assert not list(tmp_path.iterdir())
+
+
+def test_network_that_reads_context_is_refused(tmp_path):
+    model = save(tmp_path / "teacher.safetensors", "ginet")
+    with pytest.raises(CheckpointError, match="reads the whole scene") as refused:
+        export(model)
+    assert "distill" in refused.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher.safetensors"]
+
+
+def test_existing_results_stand(tiny):
+    before = tiny[1].paths[0].read_bytes()
+    with pytest.raises(OutputExistsError, match=r"tiny\.onnx exists"):
+        export(tiny[0])
+    assert tiny[1].paths[0].read_bytes() == before
+
+
+def test_unknown_suffix_and_missing_model(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"no writer for '\.pb'"):
+        export(tiny[0], out=tmp_path / "x.pb")
+    with pytest.raises(CheckpointError, match="student"):
+        export(work=tmp_path)
+
+
+def test_missing_extra_says_what_to_install(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match="onnxruntime") as missing:
+        export(tiny[0], out=tmp_path / "x.onnx")
+    assert missing.value.hint == "pip install 'rsdistill[onnx]'"
