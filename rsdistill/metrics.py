@@ -3,23 +3,23 @@
 Pixels whose label or prediction is IGNORE (255) take no part. The mean IoU is taken over the classes that are *present in the
 labels*: a class that no label pixel has is shown per class, but does not move the mean (a wrong guess of it already costs the class
 that was really there).
+
+Masks are compared without torch. What is on an accelerator is counted there, by torchmetrics.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
-from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from rsdistill.batches import IGNORE
+from rsdistill.geo.classes import IGNORE
 
-Labels = NDArray[np.uint8] | NDArray[np.int64] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,17 @@ class Confusion:
         self.unpredicted = 0
         """Labelled pixels for which there is no prediction."""
 
-    def update(self, prediction: Labels, label: Labels) -> None:
-        """Count class indices of one shape; those that are IGNORE in either take no part."""
-        guess, truth = (torch.as_tensor(values).reshape(-1) for values in (prediction, label))
-        missing = (guess == IGNORE) & (truth != IGNORE)
-        self.unpredicted += int(missing.sum())
-        truth = torch.where(guess == IGNORE, torch.full_like(truth, IGNORE), truth).long()
-        counts = multiclass_confusion_matrix(guess.long(), truth, len(self.matrix), ignore_index=IGNORE, validate_args=False)
-        self.matrix += counts.cpu().numpy()
+    def update(self, prediction: "NDArray[np.uint8] | Tensor", label: "NDArray[np.uint8] | Tensor") -> None:
+        """Count class indices of one shape, arrays or tensors; those that are IGNORE in either take no part."""
+        count = _count_arrays if isinstance(prediction, np.ndarray) and isinstance(label, np.ndarray) else _count_tensors
+        counts = count(prediction, label, len(self.matrix))
+        self.matrix += counts[:, :-1]
+        self.unpredicted += int(counts[:, -1].sum())
+
+    def add(self, other: "Confusion") -> None:
+        """Take over what ``other`` counted."""
+        self.matrix += other.matrix
+        self.unpredicted += other.unpredicted
 
     def scores(self, names: Sequence[str], boundary: "Boundary | None" = None) -> Scores:
         """Return the scores of all that was counted so far."""
@@ -149,6 +152,25 @@ class Boundary:
         self.intersection += both
         self.union += _count_classes(guess[guess_edge], classes) + _count_classes(truth[truth_edge], classes) - both
         self._rows = self._rows[:, -keep:].copy()
+
+
+def _count_arrays(prediction: Any, label: Any, classes: int) -> NDArray[np.int64]:
+    """(K, K + 1) pixels by label and prediction; the last column is of labelled pixels without a prediction."""
+    labelled = label != IGNORE
+    truth = label[labelled].astype(np.intp)
+    guess = np.minimum(prediction[labelled], classes).astype(np.intp)
+    return np.bincount(truth * (classes + 1) + guess, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+
+
+def _count_tensors(prediction: Any, label: Any, classes: int) -> NDArray[np.int64]:
+    """As :func:`_count_arrays`, on the device of ``prediction``."""
+    import torch
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    guess = torch.as_tensor(prediction).reshape(-1).long()
+    truth = torch.as_tensor(label, device=guess.device).reshape(-1).long()
+    counts = multiclass_confusion_matrix(guess.clamp(max=classes), truth, classes + 1, ignore_index=IGNORE, validate_args=False)
+    return np.asarray(counts[:-1].cpu().numpy(), np.int64)
 
 
 def _near_contour(rows: NDArray[np.uint8], distance: int) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from rsdistill.errors import ConfigError
 from rsdistill.reporting import SILENT, Progress, Result
 from rsdistill.training.settings import TrainingConfig
 
@@ -25,6 +26,10 @@ class DistillConfig(TrainingConfig):
     labels_fraction: float = Field(
         1.0, gt=0, le=1, description="Share of the training tiles whose labels are used; the others count as unlabelled."
     )
+    calibrate: int = Field(8, ge=0, description="Batches on which the terms of the loss are measured before training; 0 leaves it out.")
+    balance: float | None = Field(
+        None, gt=0, description="Weigh each term so that its gradient is so many times that of cross-entropy (needs --calibrate)."
+    )
 
 
 def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
@@ -34,6 +39,8 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
     asks for. The result is WORK/student.safetensors, with its log, curves and run file.
     """
     config = DistillConfig.of(**options)
+    if config.balance and not (config.calibrate and "ce" in config.loss):
+        raise ConfigError("--balance measures against cross-entropy", hint="it needs ce in --loss, and --calibrate above 0")
     from rsdistill.models.card import read_card
     from rsdistill.training.prepare import ready
 
@@ -43,17 +50,9 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
         read_card(path)
     arch_args = {**({"encoder": config.backbone} if config.backbone else {}), **config.arch_set}
 
+    from rsdistill.training.student import Lesson
     from rsdistill.training.student import distill as train
 
-    return train(
-        config,
-        config.method,
-        config.set,
-        teachers,
-        config.student,
-        arch_args,
-        files,
-        labels_fraction=config.labels_fraction,
-        serious=SERIOUS,
-        progress=progress,
-    )
+    how = (config.labels_fraction, config.calibrate, config.balance)
+    lesson = Lesson(config.method, config.set, teachers, config.student, arch_args, *how)
+    return train(config, lesson, files, serious=SERIOUS, progress=progress)

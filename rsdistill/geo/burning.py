@@ -120,7 +120,8 @@ def scan_fields(sources: Sequence[Path], options: BurnOptions) -> list[str]:
     for source in sources if options.burn is None else ():
         names |= {name for name in field_values(source, read_polygons(source), options.field) if name is not None}
     ordered = sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
-    return ordered if options.background in (None, *ordered) else [options.background, *ordered]
+    background = options.background
+    return ordered if background is None or background in names else [background, *ordered]
 
 
 def field_values(source: Path, frame: Any, field: str | None) -> list[str | None]:

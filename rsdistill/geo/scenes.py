@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -259,19 +259,18 @@ def open_scene(path: Path | str, *, nodata: Sequence[float] | None = None, allow
     return Scene(path, nodata=nodata, allow_vrt=allow_vrt, allow_remote=allow_remote)
 
 
-def find_scenes(paths: Iterable[Path], *, progress: Progress = SILENT) -> list[Path]:
+def find_scenes(paths: Sequence[Path], *, progress: Progress = SILENT) -> list[Path]:
     """Return the rasters among ``paths``; a folder stands for the rasters in it, by name. Labels are left out, and said so.
 
     Raises:
         SceneError: nothing is left.
     """
-    found: list[Path] = []
-    for path in paths:
-        for file in _rasters_in(path) if path.is_dir() else [path]:
-            if file.stem.endswith("_label"):
-                progress.message(f"{file} is a label by its name and not taken as a scene")
-            elif file not in found:
-                found.append(file)
+    files = [file for path in paths for file in (_rasters_in(path) if path.is_dir() else [path])]
+    labels = [file for file in files if file.stem.endswith("_label")]
+    if labels:
+        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        progress.message(f"labels by their names, not taken as scenes: {labels[0]}{more}")
+    found = list(dict.fromkeys(file for file in files if file not in labels))
     if not found:
         named = ", ".join(map(str, paths))
         raise SceneError(f"no scene in {named}", hint="in folders rasters are found by suffix: " + " ".join(RASTER_SUFFIXES))

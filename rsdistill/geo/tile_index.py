@@ -3,22 +3,23 @@
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from rasterio.crs import CRS
+from rasterio.warp import transform as transform_points
 
 from rsdistill.errors import TileSetError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.sources import is_remote
-from rsdistill.geo.windows import Window
+from rsdistill.geo.windows import Grid, Window
 
 FORMAT_VERSION = 1
-CONTEXT_RATIO = 8
-"""Scene pixels along the side of one context pixel."""
 SPLITS = ("train", "val", "test")
 CARD, INDEX, LAYER = "tileset.json", "tiles.gpkg", "tiles"
 
@@ -194,24 +195,29 @@ def write_index(folder: Path, rows: Sequence[TileRow], grids: Mapping[str, Grid]
         grids: of the scenes, by name.
         table: whose class ids name the columns ``class_<id>``.
     """
-    import geopandas
+    import geopandas  # reading a tile set does without, and saves a second
 
     crs = None if any(grid.crs is None for grid in grids.values()) else next(iter(grids.values())).crs
     fields: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in ("scene", "split", "labelled", "valid")}
     windows = {name: [getattr(row.window, name) for row in rows] for name in Window._fields}
     shares = {f"class_{id_}": [row.shares[k] for row in rows] for k, id_ in enumerate(table.ids)}
-    outlines = [_outline(grids[row.scene][row.window], crs) for row in rows]
+    outlines = [_outline(grids[row.scene], row.window, crs) for row in rows]
     order = ("scene", *Window._fields, "split", "labelled", "valid")
     columns = {name: {**fields, **windows}[name] for name in order} | shares
     frame = geopandas.GeoDataFrame(columns, geometry=outlines, crs=crs and crs.to_wkt())
-    frame.to_file(folder / INDEX, layer=LAYER, driver="GPKG", engine="pyogrio")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        frame.to_file(folder / INDEX, layer=LAYER, driver="GPKG", engine="pyogrio")
 
 
-def _outline(grid: Grid, crs: CRS | None) -> Any:
+def _outline(grid: Grid, window: Window, crs: CRS | None) -> Any:
     import shapely
 
-    plane = pixel_plane(grid)
-    x, y = zip(*(plane @ corner for corner in ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height))), strict=True)
+    from rsdistill.geo.burning import pixel_plane
+
+    (top, left), (bottom, right) = window[:2], window.stop
+    corners = ((left, top), (right, top), (right, bottom), (left, bottom))
+    x, y = zip(*(pixel_plane(grid) @ corner for corner in corners), strict=True)
     if crs is not None and grid.crs != crs:
         x, y = transform_points(grid.crs, crs, x, y)
     return shapely.Polygon(zip(x, y, strict=True))

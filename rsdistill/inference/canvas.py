@@ -27,6 +27,8 @@ WINDOW = 1024
 """Largest side, in context pixels, of what the global branch sees at once: 8192 pixels of the scene at a ratio of 8."""
 MARGIN = 128
 """Context pixels around a tile that its window of the context holds at least, unless the card says otherwise."""
+CELL = 32
+"""Side in context pixels of the coarsest map's cells."""
 CHUNK_ROWS = 64
 """Context rows that are made at once."""
 
@@ -53,14 +55,11 @@ class SceneCanvas:
         self._margin = MARGIN if margin is None else margin
         self._windows: ContextWindows | None = None
         self._rows: RowBuffer | None = None
+        self._top = 0
         self._canvases: dict[tuple[int, int], Canvas] = {}
 
     def decode(self, image: Tensor, windows: Sequence[Window]) -> Segmentation:
-        """Return the network's answer for (N, C, T, T) normalised tiles whose upper left pixels lie where those of ``windows`` do.
-
-        Raises:
-            ValueError: a tile lies above those of an earlier call.
-        """
+        """Return the network's answer for (N, C, T, T) normalised tiles whose upper left pixels lie where those of ``windows`` do."""
         size = (image.shape[-2], image.shape[-1])
         tiles = [Window(window.row, window.col, *size) for window in windows]
         if self._windows is None:
@@ -72,24 +71,24 @@ class SceneCanvas:
             members = [number for number, its in enumerate(places) if its == place]
             box = self._windows.boxes(place, [tiles[number] for number in members]).to(image.device)
             first = torch.zeros(len(members), dtype=torch.int64, device=image.device)
-            answer = self._model.decode(image[members], self._canvas(place), box, first)
+            answer = self._model.decode(image[members], self._canvas(self._windows, place), box, first)
             for number, own, map_ in zip(members, answer.logits, answer.features, strict=True):
                 logits[number], features[number] = own, map_
         return Segmentation(torch.stack(logits), torch.stack(features))
 
-    def _canvas(self, place: tuple[int, int]) -> Canvas:
+    def _canvas(self, windows: "ContextWindows", place: tuple[int, int]) -> Canvas:
         """Return the canvas of the window at ``place``, made when it is first asked for; those of rows above are let go."""
         if place not in self._canvases:
             self._canvases = {other: canvas for other, canvas in self._canvases.items() if other[0] == place[0]}
-            values, valid = self._pixels(place)
+            values, valid = self._pixels(windows.window(place), windows.height)
             self._canvases[place] = self._model.encode_context(*self._to_image(values[None], valid[None]))
         return self._canvases[place]
 
-    def _pixels(self, place: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        assert self._windows is not None
-        window = self._windows.window(place)
-        if self._rows is None:
-            self._rows = RowBuffer(context_rows(self._scene, self._bands, self._ratio, window.row), self._windows.height)
+    def _pixels(self, window: Window, height: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return the context's pixels in ``window``; where it lies above an earlier one, the scene is read anew."""
+        if self._rows is None or window.row < self._top:
+            self._rows = RowBuffer(context_rows(self._scene, self._bands, self._ratio, window.row), height)
+        self._top = window.row
         rows = self._rows.slide(window.row, window.stop[0])
         cols = slice(window.col, window.stop[1])
         return rows.image[..., cols], rows.valid[:, cols]
@@ -98,13 +97,13 @@ class SceneCanvas:
 class ContextWindows:
     """Where the global branch looks: windows of the context on whole cells of its coarsest map, each the owner of the tiles in its core."""
 
-    def __init__(self, cells: Plan, cell: int, size: tuple[int, int], ratio: int) -> None:
-        self._cells, self._cell, self._size, self._ratio = cells, cell, size, ratio
-        self.height = min(size[0], cells.tile[0] * cell)
+    def __init__(self, cells: Plan, size: tuple[int, int], ratio: int) -> None:
+        self._cells, self._size, self._ratio = cells, size, ratio
+        self.height = min(size[0], cells.tile[0] * CELL)
         """Context rows that one window has at most."""
 
     @classmethod
-    def over(cls, scene: Source, ratio: int, margin: int, tile: tuple[int, int], *, window: int = WINDOW, cell: int = 32) -> "ContextWindows":
+    def over(cls, scene: Source, ratio: int, margin: int, tile: tuple[int, int], window: int = WINDOW) -> "ContextWindows":
         """Lay windows over the context of ``scene`` so that ``margin`` context pixels around every tile are seen.
 
         Args:
@@ -113,24 +112,23 @@ class ContextWindows:
             margin: context pixels around a tile.
             tile: (height, width) of the tiles in scene pixels.
             window: largest side of a window in context pixels; larger where the margin would leave too little of it.
-            cell: side in context pixels of what windows are aligned to.
         """
         grid = context_grid(scene.grid, ratio)
-        rim = ceil((margin + max(tile) / ratio / 2) / cell)
-        largest = max(window // cell, 4 * rim)
-        cells = plan(ceil(grid.height / cell), ceil(grid.width / cell), largest, rim)
-        return cls(cells, cell, (grid.height, grid.width), ratio)
+        rim = ceil((margin + max(tile) / ratio / 2) / CELL)
+        largest = max(window // CELL, 4 * rim)
+        cells = plan(ceil(grid.height / CELL), ceil(grid.width / CELL), largest, rim)
+        return cls(cells, (grid.height, grid.width), ratio)
 
     def window(self, place: tuple[int, int]) -> Window:
         """Return the context pixels of the window at ``place``, in row and column of windows."""
         read = self._cells.placement(*place).read
-        row, col = read.row * self._cell, read.col * self._cell
-        stop_row, stop_col = (min(stop * self._cell, side) for stop, side in zip(read.stop, self._size, strict=True))
+        row, col = read.row * CELL, read.col * CELL
+        stop_row, stop_col = (min(stop * CELL, side) for stop, side in zip(read.stop, self._size, strict=True))
         return Window(row, col, stop_row - row, stop_col - col)
 
     def owner(self, tile: Window) -> tuple[int, int]:
         """Return the place of the window whose core holds the middle of ``tile``, a window of the scene."""
-        side = self._ratio * self._cell
+        side = self._ratio * CELL
         row, col = (tile.row + tile.height / 2) / side, (tile.col + tile.width / 2) / side
         return _owner(self._cells.rows, row), _owner(self._cells.cols, col)
 

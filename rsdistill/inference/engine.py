@@ -177,17 +177,17 @@ def _tile(placement: Placement, size: tuple[int, int], image: NDArray[Any], vali
 
 
 def _groups(events: Iterable[Tile | RowDone], batch: int) -> Iterator[list[Tile | RowDone]]:
-    """Group events, in order, so that ``batch`` tiles go through the network at once; a batch may span rows of windows."""
+    """Group events, in order, so that ``batch`` tiles go through the network at once.
+
+    A row of windows ends its batch: which tiles share one then depends on nothing above, and a run that goes on from some row makes the
+    same batches, and so the same bytes, as one that began at the top.
+    """
     group: list[Tile | RowDone] = []
-    tiles = 0
     for event in events:
         group.append(event)
-        tiles += isinstance(event, Tile)
-        if tiles in (0, batch):
+        if len(group) == batch or isinstance(event, RowDone):
             yield group
-            group, tiles = [], 0
-    if group:
-        yield group
+            group = []
 
 
 def _run(network: Callable[..., NDArray[Any]], tiles: Sequence[Tile], stats: Stats) -> Iterable[NDArray[Any]]:

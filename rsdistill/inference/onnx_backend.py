@@ -92,7 +92,8 @@ def open_session(path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class but this
-        raise CheckpointError(f"{path} is not an ONNX model: {str(error).splitlines()[0][:160]}", hint="rsdistill export makes one") from None
+        reason = str(error).splitlines()[0][:160]
+        raise CheckpointError(f"{path} is not an ONNX model: {reason}", hint="rsdistill export makes one") from None
 
 
 def _tile(path: Path, session: Any) -> int:

@@ -24,14 +24,11 @@ class D4Backend(Backend):
 
     def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
         """As the base class."""
-        total: Floats | None = None
+        total = np.zeros((len(windows), self.classes, *images.shape[-2:]), np.float32)
         for quarters, mirrored in symmetries():
             answer = self._backend(_turned(images, quarters, mirrored), _turned(valid, quarters, mirrored), windows)
-            answer = _turned_back(log_softmax(answer), quarters, mirrored)
-            total = answer if total is None else np.add(total, answer, out=total)
-        assert total is not None
-        total /= np.float32(8)
-        return total
+            total += _turned_back(answer, quarters, mirrored)
+        return np.divide(total, np.float32(8), out=total)
 
 
 def symmetries() -> Iterator[tuple[int, bool]]:
@@ -41,12 +38,6 @@ def symmetries() -> Iterator[tuple[int, bool]]:
             yield quarters, mirrored
 
 
-def log_softmax(logits: Floats) -> Floats:
-    """Return the (N, K, H, W) logarithms of probabilities: the constant that logits are free of must not weigh one turn above another."""
-    shifted = logits - logits.max(1, keepdims=True)
-    return np.subtract(shifted, np.log(np.exp(shifted).sum(1, keepdims=True)), out=shifted)
-
-
 def _turned(values: NDArray[Any], quarters: int, mirrored: bool) -> NDArray[Any]:
     values = values[..., ::-1] if mirrored else values
     return np.ascontiguousarray(np.rot90(values, quarters, axes=(-2, -1)))
@@ -54,4 +45,4 @@ def _turned(values: NDArray[Any], quarters: int, mirrored: bool) -> NDArray[Any]
 
 def _turned_back(values: Floats, quarters: int, mirrored: bool) -> Floats:
     values = np.rot90(values, -quarters, axes=(-2, -1))
-    return np.ascontiguousarray(values[..., ::-1] if mirrored else values)
+    return values[..., ::-1] if mirrored else values

@@ -110,9 +110,9 @@ class TorchBackend(Backend):
             if not _out_of_memory(error):
                 raise
             if count == 1:
-                size = " x ".join(map(str, images.shape[-2:]))
+                sides = " x ".join(map(str, images.shape[-2:]))
                 raise MemoryLimitError(
-                    f"a window of {size} pixels needs more memory than {self.device} has", hint="use a smaller --tile"
+                    f"a window of {sides} pixels needs more memory than {self.device} has", hint="use a smaller --tile"
                 ) from None
         self._most = count // 2
         return self._parts(images, valid, windows)

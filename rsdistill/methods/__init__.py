@@ -54,11 +54,10 @@ def load_method(spec: str, options: Mapping[str, Any] | None = None) -> "Method"
     if len(members) == 1:
         return members.popitem()[1]
     combined = Combined(members)
+    owner = combined.kd_owner
     for name, own in chosen.items():
-        if name != combined.kd_owner and own.keys() & {"kd", "kd_tau"}:
-            owner = combined.kd_owner or "kd"
-            option = "weight" if owner == "kd" else "kd"
-            raise ConfigError(f"kd stands once in {spec}, and not in {name}", hint=f"set {owner}.{option}")
+        if owner not in (None, name) and (own.get("kd") or "kd_tau" in own):
+            raise ConfigError(f"kd stands once in {spec}, and not in {name}", hint=f"set {owner}.{'weight' if owner == 'kd' else 'kd'}")
     return combined
 
 

@@ -136,7 +136,7 @@ class MGD(Method):
 
     def _pixel(self, mix: Mix, part: Tensor, labelled: Tensor, student: Segmentation, teachers: tuple[Segmentation, ...]) -> Tensor:
         size = size_of(part)
-        logits = upsample(student.logits, size)
+        logits = cover(upsample(student.logits, size), part)
         total = logits.new_zeros(())
         for teacher in teachers:
             label = mix.maps(pseudo_labels(teacher.logits, size, self.threshold)).masked_fill(~part, IGNORE)

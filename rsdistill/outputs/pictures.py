@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
@@ -14,18 +15,19 @@ from rsdistill.geo.classes import IGNORE, ClassTable
 from rsdistill.geo.opening import open_sealed, sealed_reading
 from rsdistill.geo.scenes import Scene
 from rsdistill.geo.sources import check_source
-from rsdistill.geo.windows import Grid
 
 Bytes = NDArray[np.uint8]
 
 PERCENTILES = (2, 98)
 """Values of a band below and above these become black and white."""
+CACHE_MB = 64
+"""Of blocks that GDAL keeps: each is looked at once, and its own default grows with the machine."""
 
 
-def small_size(grid: Grid, side: int) -> tuple[int, int]:
-    """Height and width of the picture of a grid whose longer side is at most ``side`` pixels; never larger than the grid."""
-    step = max(1.0, max(grid.height, grid.width) / side)
-    return max(1, ceil(grid.height / step)), max(1, ceil(grid.width / step))
+def small_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width of the picture of a raster, the longer side at most ``side`` pixels; never larger than the raster."""
+    step = max(1.0, max(height, width) / side)
+    return ceil(height / step), ceil(width / step)
 
 
 def picture_bands(scene: Scene) -> tuple[int, ...]:
@@ -41,7 +43,7 @@ def small_mask(mask: Path, table: ClassTable, side: int) -> Bytes:
         SceneError: the file is no raster, or damaged.
     """
     with Scene(mask) as raster:
-        ids = _decimated(raster, small_size(raster.grid, side), (1,), Resampling.nearest)[0]
+        ids = _decimated(raster, _size(raster, side), (1,), Resampling.nearest)[0]
     whole = np.nan_to_num(ids, nan=table.nodata).astype(np.int64).clip(0, table.nodata)
     return table.from_ids(whole)
 
@@ -52,7 +54,7 @@ def small_scene(scene: Scene, side: int) -> tuple[Bytes, NDArray[np.bool_]]:
     The pixels of :func:`small_mask` at the same ``side`` lie at the same places.
     """
     bands = picture_bands(scene)
-    values = _decimated(scene, small_size(scene.grid, side), bands, Resampling.average)
+    values = _decimated(scene, _size(scene, side), bands, Resampling.average)
     valid = np.asarray(np.isfinite(values).all(axis=0))
     return stretch(values, valid), valid
 
@@ -98,6 +100,10 @@ def photo_jpeg(picture: Bytes, quality: int = 80) -> bytes:
         return bytes(memory.read())
 
 
+def _size(raster: Scene, side: int) -> tuple[int, int]:
+    return small_size(raster.grid.height, raster.grid.width, side)
+
+
 def _rgb(color: str) -> tuple[int, int, int]:
     red, green, blue = bytes.fromhex(color[1:])
     return red, green, blue
@@ -106,7 +112,7 @@ def _rgb(color: str) -> tuple[int, int, int]:
 def _decimated(scene: Scene, size: tuple[int, int], bands: Sequence[int], how: Resampling) -> NDArray[np.float32]:
     """(C, h, w) values of a whole raster, NaN where it holds no data; overviews are used where there are some."""
     source = check_source(scene.path, allow_vrt=True, allow_remote=True)  # the scene was opened, so it may be read
-    with sealed_reading(scene.path, scene.grid.window), open_sealed(scene.path, source) as file:
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB), sealed_reading(scene.path, scene.grid.window), open_sealed(scene.path, source) as file:
         values = file.read(list(bands), out_shape=(len(bands), *size), resampling=how, out_dtype="float32")
         valid = file.dataset_mask(out_shape=size) > 0
     empty = [values[i] == scene.nodata[band - 1] for i, band in enumerate(bands) if scene.nodata[band - 1] is not None]
@@ -114,3 +120,23 @@ def _decimated(scene: Scene, size: tuple[int, int], bands: Sequence[int], how: R
         valid &= ~np.logical_and.reduce(empty)
     values[:, ~valid] = np.nan
     return np.asarray(values)
+
+
+class SmallMap:
+    """A label map that comes in strips, kept as every n-th pixel: a picture whose pixels are true pixels of the map."""
+
+    def __init__(self, height: int, width: int, side: int) -> None:
+        size = small_size(height, width, side)
+        self._rows, self._cols = (_centres(length, count) for length, count in zip((height, width), size, strict=True))
+        self.index = np.full(size, IGNORE, np.uint8)
+        """(h, w) class index, 255 where there is none."""
+
+    def add(self, row: int, index: Bytes) -> None:
+        """Take the (h, W) rows of the map from ``row`` on."""
+        first, stop = np.searchsorted(self._rows, (row, row + len(index)))
+        self.index[first:stop] = index[self._rows[first:stop] - row][:, self._cols]
+
+
+def _centres(length: int, count: int) -> NDArray[np.intp]:
+    """The pixels in the middles of ``count`` equal parts of ``length`` pixels."""
+    return np.floor((np.arange(count) + 0.5) * length / count).astype(np.intp)

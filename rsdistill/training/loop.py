@@ -72,7 +72,7 @@ class Fit:
         card = self.source.reader.card
         self.mean, self.std = torch.tensor(card.mean), torch.tensor(card.std)
         self.objective.to(device)
-        self.objective.begin(self._batch(self.source[0]))
+        self.objective.begin(self.batch(0))
         self.objective.to(device)
         main = optimiser(self.objective, self.config)
         critic = critic_optimiser(self.objective)
@@ -141,7 +141,7 @@ class Fit:
             group["lr"] = group["peak"] * factor
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
         self.model.train()
-        batch = self._batch(raw)
+        batch = self._normalised(raw)
         terms = self.model(batch, self.step)
         loss = self._sum(terms)
         self.fabric.backward(loss / self.config.accumulate)
@@ -185,7 +185,11 @@ class Fit:
             for name, term in terms.items():
                 self.recent[f"critic.{name}"].append(float(term.detach()))
 
-    def _batch(self, raw: Batch) -> Batch:
+    def batch(self, step: int) -> Batch:
+        """Return the batch of ``step`` as the objective takes it."""
+        return self._normalised(self.source[step])
+
+    def _normalised(self, raw: Batch) -> Batch:
         batch = normalise(raw, self.mean, self.std, self.fabric.device)
         return batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
 

@@ -1,6 +1,7 @@
 """From a configuration to a saved model: the tile set, the machine, the loop, and the files that stand afterwards."""
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,9 @@ def carry_out(
     progress: Progress,
     *,
     parents: tuple[Path, ...] = (),
+    before: Callable[[Fit], None] | None = None,
 ) -> Result:
-    """Train ``objective`` and write the model, the log, its picture and the configuration.
+    """Train ``objective`` and write the model, the log, its picture and the configuration; ``before`` sees the run before its first step.
 
     Raises:
         DivergedError: training left the finite numbers.
@@ -130,6 +132,8 @@ def carry_out(
     log = RunLog(files.log, max(1, steps // 50), tensorboard=config.tensorboard)
     validate = validator(tile_set, card, config.validation, fabric.device)
     fit = Fit(objective, batches, config, steps, validate, files.state, log, progress, fabric)
+    if before is not None:
+        before(fit)
     outcome = fit.run(mark)
     _write(files, objective.network, card, outcome)
     draw_curves(files.log, files.curves, files.model.stem)

@@ -1,5 +1,6 @@
 """A student's training, put together: network, frozen teachers, method, batches."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,47 +9,67 @@ import torch
 from rsdistill.errors import CheckpointError
 from rsdistill.geo.tile_index import TileSet
 from rsdistill.methods import load_method
+from rsdistill.methods.base import Method
 from rsdistill.models.card import ModelCard
 from rsdistill.models.checkpoints import build_network, load_model
 from rsdistill.models.network import Network
 from rsdistill.models.weights import load_encoder_weights
 from rsdistill.reporting import Progress, Result
-from rsdistill.training import run
+from rsdistill.training import calibration, run
+from rsdistill.training.loop import Fit
 from rsdistill.training.objectives import DistillObjective
 from rsdistill.training.prepare import Files, open_tile_set
 from rsdistill.training.settings import TrainingConfig
 
 
-def distill(
-    config: TrainingConfig,
-    method: str,
-    method_options: dict[str, Any],
-    teachers: tuple[Path, ...],
-    arch: str,
-    arch_args: dict[str, Any],
-    files: Files,
-    *,
-    labels_fraction: float,
-    serious: str,
-    progress: Progress,
-) -> Result:
-    """Train the student ``arch`` by ``method`` against ``teachers`` and write it to ``files``."""
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is taught, by whom, and how."""
+
+    method: str
+    options: dict[str, Any]
+    teachers: tuple[Path, ...]
+    arch: str
+    arch_args: dict[str, Any]
+    labels_fraction: float
+    calibrate: int
+    """Batches on which the terms are measured before training; 0 leaves that out."""
+    balance: float | None
+    """Gradient norm of each of the method's terms against that of cross-entropy; None keeps the method's weights."""
+
+
+def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: str, progress: Progress) -> Result:
+    """Train a student as ``lesson`` says and write it to ``files``."""
     tile_set = open_tile_set(config)
     fabric = run.fabric_for(config)
     torch.manual_seed(config.seed)
-    rule = load_method(method, method_options)
-    network = build_network(arch, arch_args, len(tile_set.card.bands), len(tile_set.table))
+    rule = load_method(lesson.method, lesson.options)
+    network = build_network(lesson.arch, lesson.arch_args, len(tile_set.card.bands), len(tile_set.table))
     run.introduce(progress, fabric, config, network, load_encoder_weights(network, config.weights, offline=config.offline), serious)
-    frozen = _frozen(teachers, rule.teachers, tile_set)
+    frozen = _frozen(lesson.teachers, rule.teachers, tile_set)
     objective = DistillObjective(network, run.supervised(config, tile_set), rule, frozen, augmentation=config.augment, seed=config.seed)
     with_context = network.needs_context or any(teacher.needs_context for teacher in frozen)
-    batches = run.source(config, tile_set, with_context=with_context, unlabelled=rule.semi_supervised, labels_fraction=labels_fraction)
-    card = run.card_for(tile_set, network, arch, method=method, seed=config.seed)
-    parents = teachers if rule.teachers else ()
-    result = run.carry_out(config, "distill", objective, batches, card, files, fabric, progress, parents=parents)
-    for note in rule.notes:
-        progress.warn(note)
-    return result
+    batches = run.source(
+        config, tile_set, with_context=with_context, unlabelled=rule.semi_supervised, labels_fraction=lesson.labels_fraction
+    )
+    card = run.card_for(tile_set, network, lesson.arch, method=lesson.method, seed=config.seed)
+
+    def before(fit: Fit) -> None:
+        for note in rule.notes:
+            progress.warn(note)
+        if lesson.calibrate and rule.weights:
+            _calibrate(fit, rule, lesson, progress)
+
+    parents = lesson.teachers if rule.teachers else ()
+    return run.carry_out(config, "distill", objective, batches, card, files, fabric, progress, parents=parents, before=before)
+
+
+def _calibrate(fit: Fit, rule: Method, lesson: Lesson, progress: Progress) -> None:
+    """Measure the terms, balance them where that was asked for, and say what will be trained."""
+    pulls = calibration.measure(fit.objective, (fit.batch(step) for step in range(lesson.calibrate)))
+    if lesson.balance is not None:
+        rule.weights = calibration.balanced(pulls, rule.weights, lesson.balance)
+    calibration.report(pulls, fit.objective.weights(), progress)
 
 
 def _frozen(paths: tuple[Path, ...], wanted: int, tile_set: TileSet) -> list[Network]:

@@ -57,6 +57,16 @@ class Oracle(Backend):
         return -((images[:, :1].astype(np.float32) - codes) ** 2)
 
 
+@pytest.fixture(scope="session")
+def array_scene() -> type[ArrayScene]:
+    return ArrayScene
+
+
+@pytest.fixture(scope="session")
+def oracle() -> type[Oracle]:
+    return Oracle
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -43,7 +43,7 @@ def test_masked_mean_ignores_what_is_outside_even_if_it_is_not_a_number():
     mean.backward()
     assert mean.item() == 2
     assert values.grad.tolist() == [0.5, 0.5, 0]
-    assert float(base.masked_mean(values, torch.zeros(3, dtype=torch.bool))) == 0
+    assert base.masked_mean(values, torch.zeros(3, dtype=torch.bool)).item() == 0
 
 
 def test_unit_has_no_direction_and_no_gradient_for_a_dead_vector():

@@ -208,3 +208,20 @@ def test_no_tile_set_is_said(tmp_path):
 def test_half_of_the_labels_serve_the_semi_supervised_method(tiles, teacher, tmp_path):
     result = distill(tiles=tiles, work=tmp_path, method="mgd", teacher=(teacher,), student="tiny", steps=2, labels_fraction=0.5, **QUICK)
     assert torch.isfinite(torch.tensor(result.data["miou"]))
+
+
+def test_balance_needs_cross_entropy_to_measure_against(tiles, teacher, tmp_path):
+    for options in ({"calibrate": 0}, {"loss": ("dice",)}):
+        with pytest.raises(ConfigError, match="cross-entropy"):
+            distill(tiles=tiles, work=tmp_path, teacher=(teacher,), balance=1.0, **options)
+
+
+def test_calibration_does_not_change_the_run_and_balance_does(tiles, teacher, tmp_path):
+    def weights(name, **options):
+        out = tmp_path / f"{name}.safetensors"
+        distill(tiles=tiles, out=out, teacher=(teacher,), method="kd", student="tiny", steps=3, **QUICK, **options)
+        return load_file(out)["classifier.weight"]
+
+    plain = weights("plain", calibrate=0)
+    assert torch.equal(plain, weights("measured", calibrate=2))
+    assert not torch.equal(plain, weights("balanced", calibrate=2, balance=0.1))

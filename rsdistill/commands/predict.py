@@ -1,0 +1,140 @@
+"""``predict``: scenes and a model in, georeferenced masks, polygons and pictures out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from rsdistill.config import argument, run_file
+from rsdistill.errors import InputError
+from rsdistill.inference.settings import MapConfig
+from rsdistill.reporting import SILENT, Progress, Result, Table
+
+if TYPE_CHECKING:
+    from rsdistill.inference.mapping import Mapper
+    from rsdistill.inference.products import Products
+
+CACHE_BYTES = 64 << 20
+"""GDAL's block cache: rows are read once and whole, so that more would only hold what is not needed again."""
+
+
+class PredictConfig(MapConfig):
+    """Options of ``predict``."""
+
+    scenes: tuple[Path, ...] = argument("Scenes, or folders of scenes.", min_length=1)
+    out: tuple[Path, ...] = Field(
+        (),
+        description="File to write (repeat for more): .tif mask, .gpkg .fgb .geojson .parquet polygons, .png picture; for several scenes a "
+        "folder, or a name with {stem} in it (default WORK/masks).",
+    )
+    confidence: Path | None = Field(None, description="Raster of the label's probability to write as well (.tif).")
+    probabilities: Path | None = Field(None, description="Raster of all classes' probabilities to write as well (.tif).")
+    min_area: float = Field(0.0, ge=0, description="Polygons below this area (square metres, or square units) join a neighbour.")
+    simplify: float = Field(0.0, ge=0, description="Tolerance of simplified polygon outlines, in units of the CRS; no gaps open.")
+    compress: Literal["deflate", "zstd", "lzw", "lzma", "none"] = Field("deflate", description="Compression of rasters.")
+    co: dict[str, str] = Field({}, description="Further creation option of the COG driver, KEY=VALUE (repeat for more).")
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What became of one scene."""
+
+    scene: Path
+    paths: tuple[Path, ...]
+    classes: dict[str, int]
+    """Count of pixels of each class."""
+    data: dict[str, Any]
+
+
+def predict(scenes: Any, *, progress: Progress = SILENT, **options: Any) -> Result:
+    """Map whole scenes with a model: every valid pixel gets a class, whatever the scene's size.
+
+    Memory grows with the width of a scene and the size of a window, never with its height. The model is WORK/student.safetensors unless
+    --model names another; an exported .onnx runs without torch. Of several scenes, those that fail are listed and the others mapped. The
+    result is one file per --out, named and coloured for QGIS, with a run file that repeats it.
+    """
+    config = PredictConfig.of(scenes=(scenes,) if isinstance(scenes, str | Path) else scenes, **options)
+    import rasterio
+
+    from rsdistill.geo.scenes import find_scenes
+    from rsdistill.inference.loading import find_model
+    from rsdistill.inference.mapping import Mapper
+    from rsdistill.inference.naming import name_products
+
+    found = find_scenes(config.scenes, progress=progress)
+    out = config.out or (config.work / "masks",)
+    named = name_products(found, out, config.confidence, config.probabilities, overwrite=config.overwrite)
+    mapper = Mapper(config, find_model(config.work, config.model), progress)
+    mapped: list[Mapped] = []
+    failures: list[str] = []
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+        for scene, products in named.items():
+            try:
+                mapped.append(_map(scene, products, mapper, config))
+            except InputError as error:
+                if len(named) == 1:
+                    raise
+                failures.append(f"{error} ({error.hint})" if error.hint else str(error))
+    data = {"model": str(mapper.path), "scenes": [one.data for one in mapped]}
+    tables = (_table(mapped[0]),) if len(named) == 1 else ()
+    return Result(tuple(path for one in mapped for path in one.paths), data, tables, tuple(failures))
+
+
+def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConfig) -> Mapped:
+    """Map one scene into its files."""
+    from time import perf_counter
+
+    from rsdistill import __version__
+    from rsdistill.inference.blending import Wanted
+    from rsdistill.inference.engine import Stats
+    from rsdistill.inference.products import Look, write_products
+
+    start, stats = perf_counter(), Stats()
+    wanted = Wanted(confidence=products.confidence is not None, probabilities=products.probabilities is not None)
+    tags = {"RSDISTILL_VERSION": __version__, "RSDISTILL_COMMAND": "predict", "RSDISTILL_MODEL": mapper.digest}
+    look = Look(config.compress, config.co, tags, config.min_area, config.simplify, config.aoi, config.overwrite)
+    with mapper.open(path) as scene:
+        frame = mapper.frame(scene)
+        whole = frame == scene.grid.window
+        pixels = write_products(
+            mapper.strips(scene, wanted, stats), scene.grid[frame], mapper.table, products, look, scene=path if whole else None
+        )
+    _write_runs(path, products, config)
+    classes = dict(zip(mapper.table.names, pixels, strict=True))
+    data = {
+        "scene": str(path),
+        "paths": [str(one) for one in products.paths],
+        "height": frame.height,
+        "width": frame.width,
+        "valid_pixels": sum(pixels),
+        "classes": classes,
+        "windows": stats.windows,
+        "skipped": stats.skipped,
+        "overlap_factor": stats.overlap_factor,
+        "network_seconds": stats.network_seconds,
+        "seconds": perf_counter() - start,
+    }
+    return Mapped(path, products.paths, classes, data)
+
+
+def _write_runs(scene: Path, products: "Products", config: PredictConfig) -> None:
+    """Write the configuration that repeats the results of one scene beside each of them."""
+    from rsdistill.geo.files import atomic
+
+    own = {"scenes": (scene,), "out": products.outs, "confidence": products.confidence, "probabilities": products.probabilities}
+    text = run_file(config.model_copy(update=own), "predict")
+    for run in _runs(products.paths):
+        with atomic(run) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def _runs(paths: Sequence[Path]) -> list[Path]:
+    return sorted({path.with_name(f"{path.stem}.run.toml") for path in paths})
+
+
+def _table(one: Mapped) -> Table:
+    total = max(1, sum(one.classes.values()))
+    rows = tuple((name, f"{count}", f"{100 * count / total:.1f} %") for name, count in one.classes.items())
+    return Table(one.scene.name, ("class", "pixels", "share"), rows)

@@ -1,0 +1,208 @@
+"""``tile``: scenes and labels in, a tile set out."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from rsdistill.config import RunConfig, argument, run_file
+from rsdistill.errors import ConfigError, LabelError, SceneError
+from rsdistill.reporting import SILENT, Progress, Result, Table
+
+if TYPE_CHECKING:
+    from rsdistill.data.building import Built, Recipe
+    from rsdistill.data.intake import Intake
+    from rsdistill.data.layout import SplitRule
+    from rsdistill.geo.scenes import Scene
+
+
+class TileConfig(RunConfig):
+    """Options of ``tile``."""
+
+    scenes: tuple[Path, ...] = argument("Scenes: raster files, or folders of them.", default=())
+    labels: tuple[Path, ...] = Field(
+        (), description="Labels: a folder or files, rasters or polygons, named as their scene or <stem>_label (default: beside the scene)."
+    )
+    classes: Path | None = Field(None, description="Class table, TOML or CSV (default: classes.toml beside the labels).")
+    out: Path | None = Field(None, description="Folder of the tile set (default WORK/tiles).")
+    tile: int | None = Field(
+        None, ge=32, le=4096, multiple_of=32, description="Side of a tile in pixels (default: 512, or less where scenes are small)."
+    )
+    overlap: int = Field(0, ge=0, description="Pixels that neighbouring tiles share, less than a tile.")
+    bands: tuple[int | str, ...] = Field((), description="Bands by number or name, in the order wanted: 4,3,2 (default: all but alpha).")
+    nodata: tuple[float, ...] = Field((), description="Nodata of scenes that declare none: one value, or one a band: 255,255,255.")
+    label_field: str | None = Field(None, description="Field of polygons that holds their class (default: class_id).")
+    burn: str | None = Field(None, description="Class of all polygons, for files of one class.")
+    background: str | None = Field(None, description="Class of pixels outside all polygons (default: no label).")
+    split_by: Literal["block", "scene"] = Field("block", description="What goes to one split as a whole: blocks of scenes, or scenes.")
+    val: float = Field(0.2, ge=0, lt=1, description="Share of blocks (or scenes) for validation.")
+    test: float = Field(0.0, ge=0, lt=1, description="Share of blocks (or scenes) for testing.")
+    val_scenes: tuple[str, ...] = Field((), description="Scenes for validation, by stem or pattern: t3,2024*; --val then counts no more.")
+    test_scenes: tuple[str, ...] = Field((), description="Scenes for testing, likewise.")
+    block: int | None = Field(None, ge=32, description="Side of a block in pixels, at least a tile (default: up to 8 tiles).")
+    unlabelled: bool = Field(False, description="Take scenes without labels, for methods that learn from them.")
+    min_valid: float = Field(0.0, ge=0, le=1, description="Leave out tiles with a lesser share of valid pixels; empty ones never count.")
+    chips: bool = Field(False, description="Also cut every tile into georeferenced files, for other tools.")
+    warp: bool = Field(False, description="Write rotated scenes anew with north up, by nearest neighbour.")
+    require_crs: bool = Field(False, description="Refuse scenes without a CRS.")
+    skip_bad: bool = Field(False, description="Leave out scenes that cannot be read, and say so at the end (exit 6).")
+    allow_vrt: bool = Field(False, description="Take VRTs whose sources lie in their folder.")
+    allow_remote: bool = Field(False, description="Take URLs.")
+
+    @property
+    def folder(self) -> Path:
+        """Where the tile set goes."""
+        return self.out or self.work / "tiles"
+
+
+def tile(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Result:
+    """Cut scenes and their labels into a tile set for training.
+
+    Labels are brought to the scenes' grids, blocks are shared out to train and val so that no pixel is in both, and band statistics come
+    from training pixels alone. Tiles are 512 pixels wide, or less where the scenes are so small that a split would leave too few. The
+    result is WORK/tiles with tiles.gpkg, tileset.json, aligned label rasters and the scenes made small.
+    """
+    config = TileConfig.of(scenes=scenes, **options)
+    from rsdistill.geo.files import atomic, atomic_folder, refuse_existing_folder
+    from rsdistill.geo.tile_index import CARD
+
+    refuse_existing_folder(config.folder, config.overwrite, CARD)
+    _refuse_contradictions(config)
+    recipe, failures = _recipe(config, progress)
+    from rsdistill.data.building import build
+
+    with atomic_folder(config.folder) as folder:
+        recipe = replace(recipe, intakes=tuple(_upright(one, folder) for one in recipe.intakes))
+        built = build(recipe, folder, progress)
+    with atomic(config.folder.with_name(config.folder.name + ".run.toml")) as run:
+        run.write_text(run_file(config, "tile"), encoding="utf-8")
+    return _result(config, recipe, built, failures)
+
+
+def _refuse_contradictions(config: TileConfig) -> None:
+    if not config.scenes:
+        raise ConfigError("no scene was named", hint="rsdistill tile SCENE...")
+    if config.val + config.test >= 1:
+        raise ConfigError(f"val {config.val:g} and test {config.test:g} leave nothing for training", hint="their sum is below 1")
+    if config.burn is not None and config.label_field is not None:
+        raise ConfigError("--burn and --label-field exclude each other", hint="--burn is for files of one class")
+
+
+def _recipe(config: TileConfig, progress: Progress) -> tuple["Recipe", list[str]]:
+    """Open scenes, find labels and classes (headers only, so that what is wrong is said at once), and name the scenes left out."""
+    from rsdistill.data.building import Recipe
+    from rsdistill.data.intake import choose_table, fit_together
+    from rsdistill.data.sampling import ENOUGH_TILES, choose_tile
+    from rsdistill.geo.burning import BurnOptions
+
+    intakes, failures = _take_in(config, progress)
+    bands, dtype = fit_together(intakes, config.bands)
+    burn = BurnOptions(config.label_field, config.burn, config.background)
+    beside = [place if place.is_dir() else place.parent for place in (*config.labels, *(one.scene.path for one in intakes))]
+    table = choose_table(config.classes, [one.label for one in intakes if one.label], beside, burn, progress)
+    side = config.tile or choose_tile([one.size for one in intakes if one.label] or [one.size for one in intakes])
+    if config.tile is None:
+        progress.message(f"tiles of {side} pixels: the largest of which the scenes hold {ENOUGH_TILES}, up to 512; --tile sets another")
+    if config.overlap >= side:
+        raise ConfigError(f"overlap {config.overlap} is not less than tile {side}", hint="overlap: a quarter of a tile is plenty")
+    if config.block is not None and config.block < side:
+        raise ConfigError(f"block {config.block} is less than tile {side}", hint="a block holds whole tiles")
+    recipe = Recipe(
+        tuple(intakes), table, bands, dtype, burn, side, config.overlap, _rule(config), config.min_valid, config.folder,
+        nodata=config.nodata or None, chips=config.chips, skip_bad=config.skip_bad, allow_vrt=config.allow_vrt,
+        allow_remote=config.allow_remote,
+    )  # fmt: skip
+    return recipe, failures
+
+
+def _take_in(config: TileConfig, progress: Progress) -> tuple[list["Intake"], list[str]]:
+    """Open every scene and find its label; return them, and a sentence for every scene left out."""
+    from rsdistill.data.intake import Intake, unique_names
+    from rsdistill.geo.labels import find_labels
+    from rsdistill.geo.scenes import find_scenes
+
+    paths = find_scenes(config.scenes, progress=progress)
+    labels = find_labels(paths, config.labels)
+    missing = [str(path) for path, label in zip(paths, labels, strict=True) if label is None]
+    if missing and not config.unlabelled:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise LabelError(f"no label for {', '.join(missing[:3])}{more}", hint="--labels names them; --unlabelled takes scenes without")
+    if missing:
+        progress.message(f"without labels: {', '.join(missing)}")
+    intakes: list[Intake] = []
+    failures: list[str] = []
+    for path, name, label in zip(paths, unique_names(paths), labels, strict=True):
+        try:
+            intakes.append(Intake(name, _open(path, config, progress), label))
+        except SceneError as error:
+            if not config.skip_bad:
+                raise
+            failures.append(str(error))
+            progress.warn(f"left out: {error}")
+    if not intakes:
+        raise SceneError(f"none of {len(paths)} scenes can be read; the first: {failures[0]}", hint="rsdistill check looks at each")
+    nowhere = [str(one.scene.path) for one in intakes if not one.scene.grid.georeferenced]
+    if nowhere and config.require_crs:
+        raise SceneError(f"{nowhere[0]} has no CRS", hint="set it with gdal_edit.py -a_srs, or leave out --require-crs")
+    if nowhere:
+        progress.warn(f"no CRS, taken in pixel coordinates: {', '.join(nowhere)}")
+    return intakes, failures
+
+
+def _open(path: Path, config: TileConfig, progress: Progress) -> "Scene":
+    from rsdistill.geo.scenes import open_scene
+
+    scene = open_scene(path, nodata=config.nodata or None, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
+    for sentence in scene.ignored_sidecars:
+        progress.warn(sentence)
+    if scene.grid.rotated and not config.warp:
+        raise SceneError(f"{path} is rotated", hint="--warp writes it anew with north up; predict takes it as it is")
+    return scene
+
+
+def _upright(one: "Intake", folder: Path) -> "Intake":
+    """The scene, or its north-up copy in the tile set where it is rotated."""
+    if not one.scene.grid.rotated:
+        return one
+    from rsdistill.geo.scenes import open_scene
+    from rsdistill.geo.warping import write_north_up
+
+    path = folder / "scenes" / f"{one.name}.tif"
+    path.parent.mkdir(exist_ok=True)
+    with one.scene as scene:
+        write_north_up(scene, path)
+    return replace(one, scene=open_scene(path))
+
+
+def _rule(config: TileConfig) -> "SplitRule":
+    from rsdistill.data.layout import SplitRule
+
+    named = {"val": config.val_scenes, "test": config.test_scenes}
+    return SplitRule(config.split_by, {"val": config.val, "test": config.test}, named, config.block, config.seed)
+
+
+def _result(config: TileConfig, recipe: "Recipe", built: "Built", failures: list[str]) -> Result:
+    """What the command line prints: tiles and class shares of every split, and what bringing labels to the grid changed."""
+    names, splits = recipe.table.names, [split for split, count in built.tiles.items() if count]
+    totals = {split: max(1, sum(built.card.class_pixels[split])) for split in splits}
+    rows = [("tiles", *(str(built.tiles[split]) for split in splits))]
+    for k, name in enumerate(names):
+        rows.append((name, *(f"{100 * built.card.class_pixels[split][k] / totals[split]:.1f} %" for split in splits)))
+    tables = [Table("class shares", ("", *splits), tuple(rows))]
+    changes = tuple(
+        (change.scene, change.how, name, f"{before:.0f}", f"{after}", f"{100 * (after - before) / before:+.2f} %" if before else "")
+        for change in built.changes
+        for name, before, after in zip(names, change.source, change.grid, strict=True)
+        if before or after
+    )
+    if changes:
+        columns = ("scene", "labels were", "class", "area in pixels", "pixels on the grid", "change")
+        tables.append(Table("labels brought to the scenes' grids", columns, changes))
+    pixels = {split: dict(zip(names, counts, strict=True)) for split, counts in built.card.class_pixels.items()}
+    moved = [
+        {"scene": scene, "how": how, "source": dict(zip(names, source, strict=True)), "grid": dict(zip(names, grid, strict=True))}
+        for scene, how, source, grid in built.changes
+    ]
+    data = {"tiles": built.tiles, "tile": recipe.tile, "scenes": len(built.card.scenes), "class_pixels": pixels, "labels": moved}
+    return Result((config.folder,), data, tuple(tables), (*failures, *built.failures))

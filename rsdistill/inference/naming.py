@@ -1,0 +1,76 @@
+"""What the results of each scene are called, and the names that are refused before anything is computed."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rsdistill.errors import ConfigError, OutputExistsError, nearest
+from rsdistill.geo.files import refuse_existing
+from rsdistill.inference.products import Products
+from rsdistill.outputs import WRITERS
+
+RASTERS = (".tif", ".tiff")
+
+
+def name_products(
+    scenes: Sequence[Path], out: Sequence[Path], confidence: Path | None, probabilities: Path | None, *, overwrite: bool
+) -> dict[Path, Products]:
+    """Return the files that each scene becomes.
+
+    Args:
+        scenes: what is mapped.
+        out: files, or folders (which get a mask each), or names with ``{stem}``.
+        confidence: as ``out``, of the raster of confidence.
+        probabilities: as ``out``, of the raster of probabilities.
+        overwrite: whether results may be replaced.
+
+    Raises:
+        ConfigError: a suffix that no writer takes, or one name for two results.
+        OutputExistsError: a result exists without ``overwrite``, or would replace a scene.
+    """
+    several = len(scenes) > 1
+    named = {}
+    for scene in scenes:
+        named[scene] = Products(
+            tuple(_place(one, scene, several, WRITERS) for one in out),
+            confidence and _place(confidence, scene, several, RASTERS, "_confidence"),
+            probabilities and _place(probabilities, scene, several, RASTERS, "_probabilities"),
+        )
+    _refuse_twice(named)
+    for products in named.values():
+        for path in products.paths:
+            _refuse_source(path, scenes)
+        refuse_existing(products.paths, overwrite)
+    return named
+
+
+def _place(out: Path, scene: Path, several: bool, suffixes: Collection[str], ending: str = "") -> Path:
+    """Return the file that ``out`` means for ``scene``."""
+    if "{stem}" in str(out):
+        path = Path(str(out).replace("{stem}", scene.stem))
+    elif out.is_dir() or not out.suffix:
+        path = out / f"{scene.stem}{ending}.tif"
+    elif several:
+        raise ConfigError(f"{out} names one file, but there are several scenes", hint="name a folder, or a file with {stem} in its name")
+    else:
+        path = out
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"no writer for '{path.suffix}' ({path}){nearest(path.suffix, suffixes)}", hint="use " + " ".join(suffixes))
+    return path
+
+
+def _refuse_twice(named: dict[Path, Products]) -> None:
+    taken: dict[Path, Path] = {}
+    for scene, products in named.items():
+        if len({path.resolve() for path in products.paths}) < len(products.paths):
+            raise ConfigError(f"a result of {scene} is named twice", hint="each result needs a name of its own")
+        for path in products.paths:
+            other = taken.setdefault(path.resolve(), scene)
+            if other != scene:
+                raise ConfigError(f"{scene} and {other} would both become {path}", hint="scenes of one name need runs of their own")
+
+
+def _refuse_source(path: Path, scenes: Sequence[Path]) -> None:
+    """Refuse a result that is a scene, be it by another path or link."""
+    for scene in scenes:
+        if path.exists() and scene.exists() and path.samefile(scene):
+            raise OutputExistsError(f"{path} is the scene {scene} itself", hint="name another file for the result")

@@ -1,0 +1,162 @@
+"""From finished strips to files: masks, confidence and probabilities while strips come, polygons and pictures from the finished mask."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from rsdistill.geo.classes import ClassTable
+from rsdistill.geo.windows import Grid, Window
+from rsdistill.inference.blending import INVALID, Strip
+from rsdistill.inference.scores import Floats
+from rsdistill.outputs import WRITERS
+from rsdistill.outputs.cog import Compression
+from rsdistill.outputs.geotiff import FloatRasterWriter, LabelRasterWriter
+
+FILL_ROWS = 512
+"""Rows without data that are written at once above and below what is mapped."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """The files that one scene becomes."""
+
+    outs: tuple[Path, ...]
+    """Masks, polygons and pictures, by suffix."""
+    confidence: Path | None = None
+    probabilities: Path | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (*self.outs, *(path for path in (self.confidence, self.probabilities) if path))
+
+    def of_kind(self, kind: str) -> list[Path]:
+        """Return those of ``outs`` that are a raster, polygons or a picture."""
+        return [path for path in self.outs if WRITERS[path.suffix.lower()] == kind]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How files are written."""
+
+    compress: Compression = "deflate"
+    creation_options: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    min_area: float = 0.0
+    simplify: float = 0.0
+    aoi: Path | None = None
+    overwrite: bool = False
+
+
+def write_products(
+    strips: Iterable[Strip], grid: Grid, table: ClassTable, products: Products, look: Look, *, scene: Path | None = None
+) -> list[int]:
+    """Write the files of one scene and return the count of pixels of each class; each file appears whole or not at all.
+
+    Args:
+        strips: cover ``grid`` from top to bottom, counted from its corner.
+        grid: of the masks.
+        table: ids, names and colours.
+        products: files to write.
+        look: how to write them.
+        scene: raster on ``grid`` that pictures show beneath the classes.
+
+    Raises:
+        DiskError: a file cannot be written.
+    """
+    rasters = products.of_kind("raster")
+    with ExitStack() as stack:
+        mask = rasters[0] if rasters else _temporary(stack, products.outs)
+        counts = _write_rasters(strips, grid, table, rasters or [mask], products, look)
+        _write_drawn(mask, table, products, look, scene)
+    return counts
+
+
+def framed(strips: Iterable[Strip], area: Window, frame: Window, classes: int) -> Iterator[Strip]:
+    """Yield ``strips`` of ``area`` as strips of ``frame``, a window around it; what lies between has no data."""
+    if area == frame:
+        yield from strips
+        return
+    place = area.relative_to(frame)
+    like: Strip | None = None
+    done = 0
+    for strip in strips:
+        like = like or strip
+        yield from _blank(like, done, place.row + strip.row, frame.width, classes)
+        done = place.row + strip.row + strip.labels.shape[0]
+        sides = (place.col, frame.width - place.stop[1])
+        yield Strip(
+            place.row + strip.row,
+            np.pad(strip.labels, ((0, 0), sides), constant_values=INVALID),
+            _widened(strip.confidence, sides),
+            _widened(strip.probabilities, sides),
+        )
+    if like is not None:
+        yield from _blank(like, done, frame.height, frame.width, classes)
+
+
+def _write_rasters(
+    strips: Iterable[Strip], grid: Grid, table: ClassTable, masks: Sequence[Path], products: Products, look: Look
+) -> list[int]:
+    how: dict[str, Any] = {
+        "compress": look.compress,
+        "creation_options": look.creation_options,
+        "tags": look.tags,
+        "overwrite": look.overwrite,
+    }
+    counts = np.zeros(256, np.int64)
+    with ExitStack() as stack:
+        labels = [stack.enter_context(LabelRasterWriter(mask, grid, table, **how)) for mask in masks]
+        confidence = products.confidence and stack.enter_context(FloatRasterWriter(products.confidence, grid, **how))
+        odds = products.probabilities and stack.enter_context(FloatRasterWriter(products.probabilities, grid, table.names, **how))
+        for strip in strips:
+            counts += np.bincount(strip.labels.ravel(), minlength=256)
+            for writer in labels:
+                writer.write(strip.row, strip.labels)
+            if confidence and strip.confidence is not None:
+                confidence.write(strip.row, strip.confidence)
+            if odds and strip.probabilities is not None:
+                odds.write(strip.row, strip.probabilities)
+    return counts[: len(table)].tolist()
+
+
+def _write_drawn(mask: Path, table: ClassTable, products: Products, look: Look, scene: Path | None) -> None:
+    """Write what is made from a finished mask."""
+    for path in products.of_kind("polygons"):
+        from rsdistill.outputs.polygons import write_polygons
+
+        write_polygons(mask, path, table, min_area=look.min_area, simplify=look.simplify, confidence=products.confidence, aoi=look.aoi)
+    for path in products.of_kind("picture"):
+        from rsdistill.outputs.quicklook import draw_quicklook
+
+        draw_quicklook(mask, path, table, scene=scene)
+
+
+def _temporary(stack: ExitStack, outs: Sequence[Path]) -> Path:
+    """Return the name of a mask that nobody asked for, on the disk that takes the results; it goes when ``stack`` closes."""
+    folder = outs[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(stack.enter_context(TemporaryDirectory(prefix=f".{outs[0].stem}.", dir=folder))) / "mask.tif"
+
+
+def _blank(like: Strip, row: int, stop: int, width: int, classes: int) -> Iterator[Strip]:
+    """Yield rows without data that carry what ``like`` carries."""
+    for first in range(row, stop, FILL_ROWS):
+        shape = (min(FILL_ROWS, stop - first), width)
+        yield Strip(
+            first,
+            np.full(shape, INVALID, np.uint8),
+            None if like.confidence is None else np.full(shape, np.nan, np.float32),
+            None if like.probabilities is None else np.full((classes, *shape), np.nan, np.float32),
+        )
+
+
+def _widened(values: Floats | None, sides: tuple[int, int]) -> Floats | None:
+    if values is None:
+        return None
+    return np.pad(values, (*[(0, 0)] * (values.ndim - 1), sides), constant_values=np.nan)
