@@ -52,8 +52,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Yield every page that holds generated text, and what it should be."""
     yield ROOT / "docs/reference/cli.md", command_line()
     for page, parts in {
-        "README.md": {"methods": method_table("docs/methods/"), "tree": tree()},
-        "docs/explanation/distillation.md": {"methods": method_table("../methods/")},
+        "README.md": {"methods": method_table(), "tree": tree()},
         "docs/reference/errors.md": {"errors": error_table()},
         "docs/reference/python.md": {"functions": function_table()},
     }.items():
@@ -62,7 +61,7 @@ def pages() -> Iterator[tuple[Path, str]]:
             start, end = f"<!-- {name}:start (made by docs/generate.py) -->", f"<!-- {name}:end -->"
             before, _, rest = text.partition(start)
             _, _, after = rest.partition(end)
-            text = f"{before}{start}\n{content}\n{end}{after}"
+            text = f"{before}{start}\n\n{content}\n\n{end}{after}"
         yield ROOT / page, text
 
 
@@ -95,16 +94,17 @@ def _row(parameter: Any) -> str:
 
 
 def _prose(text: str | None) -> str:
-    """Text of a docstring or help as Markdown: reStructuredText's double backticks halved, bars kept out of tables' way."""
-    return (text or "").replace("``", "`").replace("|", "\\|").strip()
+    """Text of a docstring or help as Markdown: double backticks halved, bars kept out of tables' way, no accidental HTML."""
+    text = (text or "").replace("``", "`").replace("|", "\\|").strip()
+    return re.sub(r"`[^`]*`|<", lambda found: "&lt;" if found[0] == "<" else found[0], text)
 
 
-def method_table(pages_at: str) -> str:
+def method_table() -> str:
     """Return the table of METHODS: name, what is transferred, paper, when to choose it; read from docstrings, without torch."""
     rows = ["| method | what the student learns from the teacher | paper | choose it when |", "|---|---|---|---|"]
     for name, target in METHODS.items():
         if name == "ce":
-            rows.append(f"| [ce]({pages_at}ce.md) | nothing: it learns from the labels alone | | always: the baseline of every comparison |")
+            rows.append("| [ce](docs/methods/ce.md) | nothing: the labels alone | | always: the baseline of every comparison |")
             continue
         module = target.partition(":")[0]
         source = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def method_table(pages_at: str) -> str:
         what = paragraphs[0].partition(": ")[2].rstrip(".")
         paper = next((_link(text) for text in paragraphs if REFERENCE.search(text)), "")
         when = next(text for text in paragraphs if "Choose it when: " in text).partition("Choose it when: ")[2]
-        rows.append(f"| [{name}]({pages_at}{name}.md) | {_cell(what)} | {paper} | {_cell(_first(when))} |")
+        rows.append(f"| [{name}](docs/methods/{name}.md) | {_cell(what)} | {paper} | {_cell(_first(when))} |")
     return "\n".join(rows)
 
 
@@ -136,11 +136,14 @@ def tree() -> str:
             lines.append(_entry(2, name, path))
             continue
         lines.append(_entry(2, f"{name}/", path / "__init__.py"))
-        lines += [_entry(4, file.name, file) for file in sorted(path.glob("*.py")) if file.name != "__init__.py"]
+        inside = sorted(file for file in path.iterdir() if file.suffix in (".py", ".j2") and file.name != "__init__.py")
+        lines += [_entry(4, file.name, file) for file in inside]
     return "\n".join([*lines, *(f"{name:<24} {what}" for name, what in BESIDE.items()), "```"])
 
 
 def _entry(indent: int, name: str, path: Path) -> str:
+    if path.suffix == ".j2":
+        return f"{' ' * indent + name:<24} The page that {name.partition('.')[0]}.py fills in"
     sentence = _first(_flat(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")).replace("``", "")
     sentence = re.sub(rf"^{path.stem.replace('_', '-')}: ", "", sentence)
     while len(sentence) > COMMENT_WIDTH and re.search(r"[;:] ", sentence):

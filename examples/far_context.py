@@ -20,14 +20,14 @@ def compare(folder: Path, steps: int) -> dict[str, float]:
     inverted = Drawn(255 - drawn.image + 1, drawn.valid, drawn.label)  # from 1…255 to 255…1: 0 would be nodata
     for stem, one in {"scene": drawn, "inverted": inverted}.items():
         write_drawn(folder, one, SIDES, stem=stem, labels=f"{stem}_label")
-    rsdistill.tile(folder / "scene.tif", classes=folder / "classes.toml", work=folder, tile=TILE, overwrite=True)
+    rsdistill.tile([folder / "scene.tif"], classes=folder / "classes.toml", work=folder, tile=TILE, overwrite=True)
     scores = {}
     for arch in ("ginet", "local"):
         out = folder / f"{arch}.safetensors"
         trained = rsdistill.train_teacher(work=folder, arch=arch, out=out, steps=steps, overwrite=True, validation="tile")
         scores[arch] = trained.data["miou"]
-    model = folder / "ginet.safetensors"
-    swapped = rsdistill.evaluate([folder / "inverted.tif"], labels=[folder / "inverted_label.tif"], model=model, out=folder / "swapped")
+    where = {"labels": [folder / "inverted_label.tif"], "out": folder / "swapped", "overwrite": True}
+    swapped = rsdistill.evaluate(folder / "inverted.tif", model=folder / "ginet.safetensors", tile=TILE, margin=0, **where)
     return scores | {"ginet, beacons inverted": swapped.data["miou"]}
 
 

@@ -94,9 +94,10 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
     start, stats = perf_counter(), Stats()
     wanted = Wanted(confidence=products.confidence is not None, probabilities=products.probabilities is not None)
     tags = {"RSDISTILL_VERSION": __version__, "RSDISTILL_COMMAND": "predict", "RSDISTILL_MODEL": mapper.digest}
-    look = Look(config.compress, config.co, tags, config.min_area, config.simplify, config.aoi, config.overwrite)
     with mapper.open(path) as scene:
-        frame = mapper.frame(scene)
+        frame, interest = mapper.frame(scene), mapper.interest(scene)
+        aoi = interest and interest.geometry
+        look = Look(config.compress, config.co, tags, config.min_area, config.simplify, aoi, config.overwrite)
         whole = frame == scene.grid.window
         pixels = write_products(
             mapper.strips(scene, wanted, stats), scene.grid[frame], mapper.table, products, look, scene=path if whole else None

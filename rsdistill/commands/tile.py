@@ -141,7 +141,7 @@ def _take_in(config: TileConfig, progress: Progress) -> tuple[list["Intake"], li
             failures.append(str(error))
             progress.warn(f"left out: {error}")
     if not intakes:
-        raise SceneError(f"none of {len(paths)} scenes can be read; the first: {failures[0]}", hint="rsdistill check looks at each")
+        raise SceneError(f"no scene is left: {failures[0]}", hint="rsdistill check looks at each")
     nowhere = [str(one.scene.path) for one in intakes if not one.scene.grid.georeferenced]
     if nowhere and config.require_crs:
         raise SceneError(f"{nowhere[0]} has no CRS", hint="set it with gdal_edit.py -a_srs, or leave out --require-crs")

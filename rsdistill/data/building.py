@@ -134,7 +134,7 @@ def _align(recipe: Recipe, layout: Layout, folder: Path, progress: Progress) -> 
                 _label_path(folder, one).unlink(missing_ok=True)
     failures = [one.failure for one in aligned if one.failure]
     if len(failures) == len(aligned):
-        raise InputError(f"none of {len(aligned)} scenes can be read; the first: {failures[0]}", hint="rsdistill check looks at each")
+        raise InputError(f"no scene is left: {failures[0]}", hint="rsdistill check looks at each")
     return aligned
 
 

@@ -104,7 +104,8 @@ def read_polygons(source: Path, grid: Grid | None = None) -> Any:
         frame = frame.to_crs(grid.crs.to_wkt())
     frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
     frame = frame.assign(geometry=shapely.make_valid(frame.geometry.to_numpy()).view())
-    areal = np.isin(shapely.get_type_id(frame.geometry.to_numpy()), _AREAL) | (frame.geometry.area.to_numpy() > 0)
+    shapes = frame.geometry.to_numpy()
+    areal = np.isin(shapely.get_type_id(shapes), _AREAL) | (shapely.area(shapes) > 0)
     if not areal.any():
         raise LabelError(f"{source} holds no polygon", hint="points and lines have no area; buffer them first")
     return frame[areal].reset_index(drop=True)

@@ -25,12 +25,12 @@ class Interest:
             LabelError: the file cannot be read or holds no polygon.
             ConfigError: none of its polygons meets the scene.
         """
-        self._transform = pixel_plane(grid)
-        to_pixels = ~self._transform
+        to_pixels = ~pixel_plane(grid)
         frame = read_polygons(source, grid)
         # In pixels of the scene, so that bounds and boxes are those of windows on any grid, turned ones included.
         matrix = [to_pixels.a, to_pixels.b, to_pixels.d, to_pixels.e, to_pixels.c, to_pixels.f]
-        polygons = [_moved(polygon, matrix) for polygon in frame.geometry]
+        self._outlines = frame.geometry.to_numpy()
+        polygons = [_moved(polygon, matrix) for polygon in self._outlines]
         scene = shapely.box(0, 0, grid.width, grid.height)
         self._polygons = np.array([polygon for polygon in polygons if polygon.intersects(scene)], dtype=object)
         if not len(self._polygons):
@@ -49,6 +49,11 @@ class Interest:
             shift = rasterio.Affine.translation(window.col, window.row)
             rasterio.features.rasterize(list(near), out=inside, transform=shift, default_value=1)
         return inside.view(bool)
+
+    @cached_property
+    def geometry(self) -> Any:
+        """All polygons as one, in the scene's CRS."""
+        return shapely.union_all(self._outlines)
 
     @cached_property
     def _tree(self) -> shapely.STRtree:

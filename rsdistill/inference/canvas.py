@@ -39,7 +39,17 @@ ToImage = Callable[[NDArray[Any], NDArray[np.bool_]], tuple[Tensor, Tensor]]
 class SceneCanvas:
     """The context of one scene, from which tiles that come from top to bottom are decoded."""
 
-    def __init__(self, model: Network, scene: Source, bands: Sequence[int], to_image: ToImage, *, ratio: int, margin: int | None) -> None:
+    def __init__(
+        self,
+        model: Network,
+        scene: Source,
+        bands: Sequence[int],
+        to_image: ToImage,
+        *,
+        ratio: int,
+        margin: int | None = None,
+        window: int = WINDOW,
+    ) -> None:
         """Draw up the windows; nothing is read before the first tile.
 
         Args:
@@ -48,11 +58,12 @@ class SceneCanvas:
             bands: 1-based bands that the network takes, in its order.
             to_image: normalises the context as it normalises tiles.
             ratio: scene pixels along the side of one context pixel.
-            margin: context pixels around a tile that its window holds at least.
+            margin: context pixels around a tile that its window holds at least, :data:`MARGIN` by default.
+            window: largest side in context pixels of what the global branch sees at once, unless the margin asks for more.
         """
         self._model = cast(GINet, model)
         self._scene, self._bands, self._to_image, self._ratio = scene, bands, to_image, ratio
-        self._margin = MARGIN if margin is None else margin
+        self._margin, self._largest = MARGIN if margin is None else margin, window
         self._windows: ContextWindows | None = None
         self._rows: RowBuffer | None = None
         self._top = 0
@@ -63,7 +74,7 @@ class SceneCanvas:
         size = (image.shape[-2], image.shape[-1])
         tiles = [Window(window.row, window.col, *size) for window in windows]
         if self._windows is None:
-            self._windows = ContextWindows.over(self._scene, self._ratio, self._margin, size)
+            self._windows = ContextWindows.over(self._scene, self._ratio, self._margin, size, self._largest)
         places = [self._windows.owner(tile) for tile in tiles]
         logits: list[Tensor] = [torch.empty(0)] * len(tiles)
         features: list[Tensor] = [torch.empty(0)] * len(tiles)
@@ -103,7 +114,7 @@ class ContextWindows:
         """Context rows that one window has at most."""
 
     @classmethod
-    def over(cls, scene: Source, ratio: int, margin: int, tile: tuple[int, int], window: int = WINDOW) -> "ContextWindows":
+    def over(cls, scene: Source, ratio: int, margin: int, tile: tuple[int, int], window: int) -> "ContextWindows":
         """Lay windows over the context of ``scene`` so that ``margin`` context pixels around every tile are seen.
 
         Args:

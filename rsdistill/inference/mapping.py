@@ -97,14 +97,22 @@ class Mapper:
             raise ConfigError(f"window {','.join(map(str, window))} is not inside {scene.path} ({size})", hint="row,col,height,width")
         return window
 
+    def interest(self, scene: Scene) -> Interest | None:
+        """Return the polygons of interest, None where all of ``scene`` is.
+
+        Raises:
+            LabelError: the vector file cannot be read.
+            ConfigError: none of its polygons meets the scene.
+        """
+        return Interest(self.config.aoi, scene.grid) if self.config.aoi else None
+
     def strips(self, scene: Scene, wanted: Wanted = Wanted(), stats: Stats | None = None) -> Iterator[Strip]:  # noqa: B008
         """Map ``scene`` and yield strips that cover :meth:`frame` from top to bottom, counted from its corner.
 
         Raises:
             ConfigError: an option does not fit the model or the scene.
         """
-        config, frame = self.config, self.frame(scene)
-        interest = Interest(config.aoi, scene.grid) if config.aoi else None
+        config, frame, interest = self.config, self.frame(scene), self.interest(scene)
         area = frame.intersection(interest.window) if interest else frame
         if 0 in area[2:]:
             raise ConfigError(f"no polygon of {config.aoi} lies in the window", hint="leave one of --aoi and --window out")

@@ -49,7 +49,8 @@ class Look:
     tags: Mapping[str, str] = field(default_factory=dict)
     min_area: float = 0.0
     simplify: float = 0.0
-    aoi: Path | None = None
+    aoi: Any = None
+    """Area in the scene's CRS (a shapely geometry) that polygons are clipped to."""
     overwrite: bool = False
 
 
@@ -130,7 +131,8 @@ def _write_drawn(mask: Path, table: ClassTable, products: Products, look: Look, 
     for path in products.of_kind("polygons"):
         from rsdistill.outputs.polygons import write_polygons
 
-        write_polygons(mask, path, table, min_area=look.min_area, simplify=look.simplify, confidence=products.confidence, aoi=look.aoi)
+        how: dict[str, Any] = {"min_area": look.min_area, "simplify": look.simplify or None}
+        write_polygons(mask, path, table, confidence=products.confidence, aoi=look.aoi, **how)
     for path in products.of_kind("picture"):
         from rsdistill.outputs.quicklook import draw_quicklook
 

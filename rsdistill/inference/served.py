@@ -4,6 +4,8 @@ Clients such as Deepness and GeoDeep divide whatever they read by 255 and take t
 normalisation to metadata, or answers with logits, is silently wrong in one of them.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,13 @@ def probe(card: ModelCard, side: int, count: int, seed: int) -> Tensor:
     return (mean + std * noise) / 255.0
 
 
-def answer(served: Served, image: Tensor) -> Floats:
+def answer(served: nn.Module, image: Tensor) -> Floats:
     """Return what torch makes of ``image``."""
     with torch.inference_mode():
         return served(image).numpy()
+
+
+def rounding(served: Served, image: Tensor) -> float:
+    """Return how far torch's own probabilities of ``image`` are from those it finds in float64."""
+    exact = answer(copy.deepcopy(served).double(), image.double())
+    return float(abs(answer(served, image) - exact).max())

@@ -1,4 +1,4 @@
-"""Inter-class distance distillation (idd): how far apart the classes lie, and where on Earth a pixel is.
+"""Inter-class distance distillation (idd): how far apart the classes lie, and where in the scene a pixel lies.
 
     v_k = mean of f_p over the pixels of class k       e_ij = ‖v_i − v_j‖, divided by the tile's mean distance
     L_distance = mean over images of mean over pairs i < j present of ½ (e^T_ij − e^S_ij)²

@@ -6,7 +6,8 @@ f features (B, D, h, w), the student's resized to the teacher's; y labels at tha
 and the gradient flows through pixel and centre. A class of a single pixel contributes 0, and the channels of the two
 networks need not agree.
 
-Wang, Zhou, Jiang, Bai, Xu: Intra-class Feature Variation Distillation for Semantic Segmentation, ECCV 2020.
+Wang, Zhou, Jiang, Bai, Xu: Intra-class Feature Variation Distillation for Semantic Segmentation, ECCV 2020,
+10.1007/978-3-030-58571-6_21.
 
 Differs from the authors' code: classes are one product with one-hot labels instead of a loop that resizes the label
 once a class; nodata and unlabelled pixels are left out of centres and mean; λ 20 beside KD's 1 keeps the published

@@ -44,19 +44,17 @@ def pseudo_labels(logits: Tensor, size: tuple[int, int], threshold: float) -> Te
     """Return (B, H, W) labels by argmax of (B, K, h, w) logits at ``size``, IGNORE where the probability stays below ``threshold``."""
     logits = upsample(logits, size)
     if not threshold:
-        return logits.argmax(1)
+        return logits.max(1).indices  # on a CPU argmax over so few channels takes five times as long
     confidence, label = logits.softmax(1).max(1)
     return label.masked_fill(confidence < threshold, IGNORE)
 
 
-def hard_cross_entropy(logits: Tensor, label: Tensor, ohem: float) -> Tensor:
-    """Return the mean cross-entropy of (B, K, H, W) logits over the labelled pixels, 0 without any.
+def hard_mean(losses: Tensor, part: Tensor, ohem: float) -> Tensor:
+    """Return the mean of the (B, H, W) cross-entropies in ``part``, 0 without any.
 
-    With ``ohem`` > 0 only over those whose label has a probability below it, but at least the hardest sixteenth (online hard example
+    With ``ohem`` > 0 only over pixels whose label has a probability below it, but at least the hardest sixteenth (online hard example
     mining, arXiv 1604.03540).
     """
-    losses = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
-    part = label != IGNORE
     if ohem and part.any():
         values = losses.detach()[part]
         least = values.kthvalue(len(values) - int(LEAST_HARD * len(values))).values
@@ -136,12 +134,13 @@ class MGD(Method):
 
     def _pixel(self, mix: Mix, part: Tensor, labelled: Tensor, student: Segmentation, teachers: tuple[Segmentation, ...]) -> Tensor:
         size = size_of(part)
-        logits = cover(upsample(student.logits, size), part)
-        total = logits.new_zeros(())
+        log_probabilities = cover(upsample(student.logits, size), part).log_softmax(1)
+        total = log_probabilities.new_zeros(())
         for teacher in teachers:
             label = mix.maps(pseudo_labels(teacher.logits, size, self.threshold)).masked_fill(~part, IGNORE)
+            losses = F.nll_loss(log_probabilities, label, ignore_index=IGNORE, reduction="none")
             for group in (labelled, ~labelled):
-                total = total + hard_cross_entropy(logits, label.masked_fill(~group, IGNORE), self.ohem)
+                total = total + hard_mean(losses, group & (label != IGNORE), self.ohem)
         return total
 
     @staticmethod

@@ -56,6 +56,15 @@ class DeepLabV3Plus(Baseline):
     decoder_class = "DeepLabV3Plus"
     decoder_options: ClassVar[dict[str, int]] = {"encoder_output_stride": 16}
 
+    def forward(self, image: Tensor, context: Context | None = None) -> Segmentation:
+        """As the base class.
+
+        Raises:
+            ConfigError: it is being trained on a batch of one.
+        """
+        self.refuse_one_tile(image)
+        return super().forward(image, context)
+
 
 class SegFormerArgs(BaselineArgs):
     """Options of ``segformer``."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -44,13 +44,15 @@ def save_model(path: str | Path, model: Network, card: ModelCard) -> None:
 
     Raises:
         DiskError: the file cannot be written.
-        ValueError: the card does not describe the network.
+        CheckpointError: the card does not describe the network, or its weights are not finite.
     """
     card = card.model_copy(update={"arch_args": model.args.model_dump(mode="json")})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     _check_fit(Path(path), card, tensors)
+    # One metadata key, because their order in the file is random; and bytes, because save_file hides that a disk is full.
+    content = save(tensors, metadata={HEADER_KEY: card.model_dump_json(exclude_none=True)})
     with atomic(Path(path)) as partial:
-        save_file(tensors, partial, metadata={"format": "pt", HEADER_KEY: card.model_dump_json(exclude_none=True)})
+        partial.write_bytes(content)
 
 
 def load_model(path: str | Path) -> tuple[Network, ModelCard]:

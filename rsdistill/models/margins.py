@@ -35,10 +35,11 @@ def canvas_margin(network: GINet, *, tolerance: float = TOLERANCE) -> int:
 
 
 def window_errors(network: GINet) -> Iterator[tuple[int, float]]:
-    """Yield each margin, smallest first, and what it costs: the root mean square difference of a tile's logits between a window of the
-    context with that margin and the whole context, in units of the logits' deviation.
+    """Yield each margin, smallest first, and what it costs.
 
-    Tile and context are noise of all scales with the deviation of normalised images, the same in every call.
+    That is the root mean square difference of a tile's logits between a window of the context with that margin and the whole context, in
+    units of the logits' deviation. Tile and context are noise of all scales with the deviation of normalised images, the same in every
+    call.
     """
     device = next(network.parameters()).device
     bands = next(parameter.shape[1] for parameter in network.local.encoder.parameters() if parameter.ndim == 4)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rsdistill.batches import Context, Segmentation
 from rsdistill.config import Config
+from rsdistill.errors import ConfigError
 
 
 class Network(nn.Module, ABC):
@@ -32,6 +33,16 @@ class Network(nn.Module, ABC):
     def encoders(self) -> tuple[nn.Module, ...]:
         """The parts that take pretrained weights; empty where there are none."""
         return ()
+
+    def refuse_one_tile(self, image: Tensor) -> None:
+        """Check that a network that pools tiles to one cell has batch statistics to normalise it by.
+
+        Raises:
+            ConfigError: it is being trained on a batch of one.
+        """
+        if self.training and len(image) == 1:
+            name = type(self).__name__
+            raise ConfigError(f"{name} pools a tile to one cell, which a batch of one cannot normalise", hint="give --batch 2 or more")
 
     @abstractmethod
     def forward(self, image: Tensor, context: Context | None = None) -> Segmentation:

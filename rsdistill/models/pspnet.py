@@ -1,5 +1,7 @@
 """PSPNet-D8 as the distillation papers train it: a dilated ResNet at output stride 8 and pyramid pooling (Zhao et al. 2017)."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -16,7 +18,9 @@ class PSPNetArgs(Config):
     """Options of ``pspnet``."""
 
     encoder: str = Field("resnet18", description="Encoder: a ResNet of timm, or another network that timm can dilate.")
-    bins: tuple[int, ...] = Field((1, 2, 3, 6), description="Sides of the pooled grids.")
+    bins: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        (1, 2, 3, 6), min_length=1, max_length=16, description="Sides of the pooled grids."
+    )
     dim: int | None = Field(
         None, ge=4, le=4096, description="Channels of the features: by default 512 for encoders of 2048 channels and 128 for smaller ones."
     )
@@ -51,7 +55,12 @@ class PSPNet(Network):
         return (self.encoder,)
 
     def forward(self, image: Tensor, context: Context | None = None) -> Segmentation:
-        """Return logits (B, K, H/8, W/8), features (B, dim, H/8, W/8), the encoder's maps and, in training, auxiliary logits."""
+        """Return logits (B, K, H/8, W/8), features (B, dim, H/8, W/8), the encoder's maps and, in training, auxiliary logits.
+
+        Raises:
+            ConfigError: it is being trained on a batch of one.
+        """
+        self.refuse_one_tile(image)
         stages = self.encoder(image)
         last = stages[-1]
         size = (last.shape[-2], last.shape[-1])

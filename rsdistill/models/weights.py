@@ -2,12 +2,14 @@
 
 import os
 import re
-import socket
 import threading
+import zipfile
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from safetensors.torch import load_file
@@ -21,7 +23,7 @@ MIN_MATCH = 0.95
 """Weights that fill a smaller share of an encoder's tensors are refused."""
 
 MAX_PICKLE_BYTES = 4 << 30
-"""A longer .pt or .pth file is refused unread."""
+"""A .pt or .pth file that unpacks to more is refused unread."""
 
 _HEADS = re.compile(r"^(classifier|fc|head|last_linear)\b")
 _HINT = "name a .safetensors file of this encoder, or train from scratch with --weights none"
@@ -74,17 +76,29 @@ def load_encoder_weights(network: Network, spec: str, *, offline: bool = False) 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"weights {path} are not a file", hint=_HINT)
+    if path.suffix not in {".safetensors", ".pt", ".pth"}:
+        raise WeightsError(f"weights {path} are neither .safetensors nor .pt or .pth", hint=_HINT)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if path.suffix in {".pt", ".pth"} and path.stat().st_size <= MAX_PICKLE_BYTES:
-            read = torch.load(path, map_location="cpu", weights_only=True)
-            read = read.get("state_dict", read) if isinstance(read, dict) else {}
-            return {name: tensor for name, tensor in read.items() if isinstance(tensor, Tensor)}
-    except Exception as error:  # torch.load raises half a dozen kinds on a file that is not its own
+        if _unpacked(path) > MAX_PICKLE_BYTES:
+            raise WeightsError(f"weights {path} unpack to more than {MAX_PICKLE_BYTES >> 30} GiB", hint=_HINT)
+        read = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except Exception as error:  # both readers raise half a dozen kinds on a file that is not their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"cannot read weights {path}: {reason}", hint=_HINT) from None
-    raise WeightsError(f"weights {path} are neither .safetensors nor a .pt or .pth of at most {MAX_PICKLE_BYTES >> 30} GiB", hint=_HINT)
+    read = read.get("state_dict", read) if isinstance(read, dict) else {}
+    return {name: tensor for name, tensor in read.items() if isinstance(tensor, Tensor)}
+
+
+def _unpacked(path: Path) -> int:
+    """Return the bytes that a .pt or .pth says it unpacks to; such a file is a zip archive, which a few bytes can make claim anything."""
+    if not zipfile.is_zipfile(path):
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
 
 
 def _fill(encoder: nn.Module, source: Mapping[str, Tensor], spec: str) -> tuple[int, int]:
@@ -170,16 +184,18 @@ def _from_hub(encoder: nn.Module, offline: bool) -> Path:
         raise WeightsError(f"cannot fetch {repository}/{file}: {str(error).splitlines()[0]}", hint=_HINT) from None
 
 
-def _answers(endpoint: str, seconds: float = 1.0) -> bool:
-    """Whether ``endpoint`` takes a connection within ``seconds``; the hub's own client would try for half a minute."""
-    parts = urlsplit(endpoint)
+def _answers(endpoint: str, seconds: float = 1.5) -> bool:
+    """Whether ``endpoint`` answers a request within ``seconds``, by a proxy if one is set; the hub's client would try for half a minute."""
     answered = threading.Event()
 
     def knock() -> None:
         try:
-            with socket.create_connection((parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)), timeout=seconds):
+            with urlopen(Request(endpoint, method="HEAD"), timeout=seconds):
                 answered.set()
-        except OSError:
+        except HTTPError as error:
+            if error.code < 500:  # it is there, and only does not like the question
+                answered.set()
+        except (OSError, ValueError, HTTPException):
             pass
 
     # A thread, because no timeout bounds the look-up of a name.

@@ -1,5 +1,6 @@
 """Cloud-optimised GeoTIFFs made in one step from a virtual raster, which carries what rasterio has no call for: palette, names, scaling."""
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # what GDAL's own errors become; rasterio.errors does not offer it
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as RasterWindow
 
 from rsdistill.errors import ConfigError, DiskError
@@ -43,10 +45,19 @@ Decorate = Callable[[ET.Element], None]
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Keep rasterio from warning of rasters without a transform: a scene may have none, and its mask then has none either."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what GDAL says when a write fails into one DiskError that names ``path``."""
     try:
-        yield
+        with quiet():
+            yield
     except (OSError, CPLE_BaseError) as error:
         raise DiskError(f"cannot write {path}: {error.__cause__ or error}", hint="check space, permission and the folder's name") from error
 
@@ -117,7 +128,9 @@ def copy_to_cog(
 
 def block_rows(path: Path) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield a raster from top to bottom: first row, and (bands, ≤ :data:`BLOCK`, width) values."""
-    with rasterio.open(path) as file:
+    with quiet():
+        file = rasterio.open(path)
+    with file:
         for row in range(0, file.height, BLOCK):
             yield row, file.read(window=RasterWindow(0, row, file.width, min(BLOCK, file.height - row)))
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import radians
 
 import numpy as np
 import pyproj
@@ -52,7 +51,7 @@ class Measure:
         lon, lat = (self._world(points) * np.degrees(self._factor)).T
         same = ring[1:] == ring[:-1]
         lengths = self._ellipsoid.inv(lon[:-1][same], lat[:-1][same], lon[1:][same], lat[1:][same])[2]
-        return np.bincount(owner[1:][same], weights=lengths, minlength=len(shapes))
+        return np.bincount(owner[1:][same], weights=lengths, minlength=len(shapes)).astype(np.float64)
 
     @cached_property
     def pixel_area(self) -> float:
@@ -71,7 +70,7 @@ class Measure:
 
     @cached_property
     def _ellipsoid(self) -> pyproj.Geod:
-        return pyproj.CRS.from_wkt(self.grid.crs.to_wkt()).get_geod()  # type: ignore[union-attr]  # asked for geographic CRSs only
+        return pyproj.CRS.from_wkt(self.grid.crs.to_wkt()).get_geod()  # type: ignore[union-attr,return-value]  # asked for geographic CRSs only
 
     def _world(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         return _affine(pixel_plane(self.grid), points)

@@ -1,5 +1,6 @@
 """Rasters made small for the eye: reads of every n-th pixel, brightness stretched, classes painted, all in memory that the picture sets."""
 
+import warnings
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from rsdistill.geo.classes import IGNORE, ClassTable
@@ -85,19 +87,13 @@ def shade(colors: Bytes, scene: Bytes) -> Bytes:
 
 def class_png(index: Bytes, colors: Sequence[str]) -> bytes:
     """Return (h, w) class indices as a PNG with a palette; 255 is transparent."""
-    with MemoryFile() as memory:
-        with memory.open(driver="PNG", height=index.shape[0], width=index.shape[1], count=1, dtype="uint8") as file:
-            file.write(index, 1)
-            file.write_colormap(1, {**{i: (*_rgb(color), 255) for i, color in enumerate(colors)}, IGNORE: (0, 0, 0, 0)})
-        return bytes(memory.read())
+    palette = {**{i: (*_rgb(color), 255) for i, color in enumerate(colors)}, IGNORE: (0, 0, 0, 0)}
+    return _encoded("PNG", index[np.newaxis], palette)
 
 
 def photo_jpeg(picture: Bytes, quality: int = 80) -> bytes:
     """Return (h, w, 3) colours as a JPEG."""
-    with MemoryFile() as memory:
-        with memory.open(driver="JPEG", height=picture.shape[0], width=picture.shape[1], count=3, dtype="uint8", quality=quality) as file:
-            file.write(picture.transpose(2, 0, 1))
-        return bytes(memory.read())
+    return _encoded("JPEG", picture.transpose(2, 0, 1), None, quality=quality)
 
 
 def _size(raster: Scene, side: int) -> tuple[int, int]:
@@ -107,6 +103,17 @@ def _size(raster: Scene, side: int) -> tuple[int, int]:
 def _rgb(color: str) -> tuple[int, int, int]:
     red, green, blue = bytes.fromhex(color[1:])
     return red, green, blue
+
+
+def _encoded(driver: str, bands: Bytes, palette: dict[int, tuple[int, int, int, int]] | None, **options: Any) -> bytes:
+    count, height, width = bands.shape
+    with MemoryFile() as memory, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with memory.open(driver=driver, height=height, width=width, count=count, dtype="uint8", **options) as file:
+            file.write(bands)
+            if palette is not None:
+                file.write_colormap(1, palette)
+        return bytes(memory.read())
 
 
 def _decimated(scene: Scene, size: tuple[int, int], bands: Sequence[int], how: Resampling) -> NDArray[np.float32]:

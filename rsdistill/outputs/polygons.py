@@ -1,25 +1,26 @@
 """Polygons of a mask: one for each connected region of a class, with names, colours, areas and confidence, in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import rasterio
 import shapely
 from numpy.typing import NDArray
 
 from rsdistill.errors import ConfigError, MaskError
-from rsdistill.geo.classes import IGNORE, ClassTable
+from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.files import atomic, refuse_existing
 from rsdistill.geo.scenes import Scene, open_scene
-from rsdistill.geo.windows import Grid
+from rsdistill.geo.windows import Grid, Window
+from rsdistill.outputs.masks import read_mask
 from rsdistill.outputs.measuring import Measure
 from rsdistill.outputs.regions import Strip
 from rsdistill.outputs.sieving import sieve
 from rsdistill.outputs.simplifying import simplify_coverage
 from rsdistill.outputs.stitching import Polygons, whole_polygons
-from rsdistill.outputs.styles import add_layer_style, class_style
+from rsdistill.outputs.styles import CLASS_FIELD, add_layer_style, class_style
 from rsdistill.outputs.vectors import DRIVERS, GEOMETRY, Columns, write_vectors
 
 STRIP_PIXELS = 1 << 22
@@ -73,7 +74,8 @@ def write_polygons(
         if aoi is not None:
             polygons = clip(polygons, measure.to_pixels(np.array([aoi], object))[0])
         with atomic(path) as made:
-            count = write_vectors(made, layer, labels.grid.crs, (to_columns(some, table, measure, confidence) for some in polygons))
+            batches = (to_columns(some, table, measure, confidence=confidence is not None) for some in polygons)
+            count = write_vectors(made, layer, labels.grid.crs, batches)
             if path.suffix == ".gpkg":
                 add_layer_style(made, layer, class_style(table), column=GEOMETRY)
     if path.suffix != ".gpkg":
@@ -86,13 +88,59 @@ def read_strips(mask: Scene, table: ClassTable, confidence: Path | None = None) 
     """Yield the class indices of a mask from the top, and their confidence where it is given.
 
     Raises:
-        MaskError: an id that the table does not hold, or a confidence on another grid.
+        MaskError: a value that is no class, or a confidence on another grid.
     """
-    shares = _Confidence(confidence, mask.grid) if confidence else None
-    for window, values, valid in mask.strips([1], max(1, min(512, STRIP_PIXELS // mask.grid.width))):
-        ids = values[0]
-        unknown = np.setdiff1d(ids[valid], [*table.ids, table.nodata])
-        if len(unknown):
-            raise MaskError(f"{mask.path} holds the value {unknown[0]}, which is no class", hint="give the class table it was made with")
-        index = np.where(valid, table.from_ids(np.where(valid, ids, table.nodata)), np.uint8(IGNORE))
-        yield Strip(window.row, index, shares.read(window.row, window.height) if shares else None)
+    opened: AbstractContextManager[Scene | None] = open_confidence(confidence, mask.grid) if confidence else nullcontext()
+    height = max(1, STRIP_PIXELS // mask.grid.width)
+    with opened as shares:
+        for window, labels in read_mask(mask, table):
+            figures = read_shares(shares, window) if shares else None
+            for row in range(0, window.height, height):
+                rows = slice(row, row + height)
+                yield Strip(window.row + row, labels[rows], None if figures is None else figures[rows])
+
+
+def open_confidence(path: Path, grid: Grid) -> Scene:
+    """Open a raster of confidence.
+
+    Raises:
+        MaskError: it has not the mask's size and place.
+    """
+    scene = open_scene(path)
+    if (scene.grid.height, scene.grid.width) != (grid.height, grid.width) or not scene.grid.transform.almost_equals(grid.transform):
+        raise MaskError(f"the confidence {path} does not lie on the mask's grid", hint="both come from one run of rsdistill predict")
+    return scene
+
+
+def read_shares(scene: Scene, window: Window) -> NDArray[np.float32]:
+    """Read figures between 0 and 1: (h, w), NaN where there is none."""
+    values, valid = scene.read(window, [1])
+    return np.where(valid, values[0], np.float32(np.nan)).astype(np.float32)
+
+
+def clip(polygons: Iterable[Polygons], area: shapely.Geometry) -> Iterator[Polygons]:
+    """Yield what of the polygons lies in ``area``, pieces as polygons of their own; a batch that is left empty is yielded too."""
+    shapely.prepare(area)
+    for some in polygons:
+        cut = ~shapely.covers(area, some.shapes)
+        shapes = some.shapes.copy()
+        shapes[cut] = shapely.intersection(shapes[cut], area)
+        pieces, owner = shapely.get_parts(shapes, return_index=True)
+        areal = shapely.area(pieces) > 0
+        owner = owner[areal]
+        yield Polygons(pieces[areal], some.classes[owner], some.confidence[owner])
+
+
+def to_columns(some: Polygons, table: ClassTable, measure: Measure, *, confidence: bool) -> tuple[NDArray[np.object_], Columns]:
+    """Return shapes in the mask's CRS, shells counter-clockwise, and the columns that go with them."""
+    area, length = ("area_m2", "perimeter_m") if measure.unit == "m" else ("area_px", "perimeter_px")
+    columns: Columns = {
+        CLASS_FIELD: np.array(table.ids, np.int32)[some.classes],
+        "class_name": np.array(table.names, object)[some.classes],
+        "color": np.array(table.colors, object)[some.classes],
+        area: measure.area(some.shapes),
+        length: measure.perimeter(some.shapes),
+    }
+    if confidence:
+        columns["confidence"] = some.confidence
+    return shapely.orient_polygons(measure.to_world(some.shapes)), columns

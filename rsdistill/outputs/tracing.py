@@ -28,12 +28,13 @@ class _Edges(NamedTuple):
     rightward: int
 
 
-def trace(region: NDArray[np.int32], wanted: NDArray[np.bool_]) -> NDArray[np.object_]:
+def trace(region: NDArray[np.int32], wanted: NDArray[np.bool_], first_row: int = 0) -> NDArray[np.object_]:
     """Return the polygon of every wanted region, in the order of their ids.
 
     Args:
         region: (h, w) ids 0…n−1 of 4-connected regions.
         wanted: (n,) True for the regions to trace.
+        first_row: of the raster, where it is part of a larger one.
 
     Returns:
         Valid polygons in pixel coordinates: x is the column and y the row of pixel edges.
@@ -44,7 +45,7 @@ def trace(region: NDArray[np.int32], wanted: NDArray[np.bool_]) -> NDArray[np.ob
     if not len(edges.start):
         return np.empty(0, object)
     following = _following(corners, edges, region.shape[0] + 1, width)
-    return _assemble(edges, following, _region_right_of(edges, region), width)
+    return _assemble(edges, following, _region_right_of(edges, region), width, first_row)
 
 
 def _corners(region: NDArray[np.int32], wanted: NDArray[np.bool_]) -> Corners:
@@ -83,19 +84,20 @@ def _horizontal_edges(corners: Corners) -> _Edges:
 def _following(corners: Corners, edges: _Edges, height: int, width: int) -> NDArray[np.int64]:
     """Return for every horizontal edge the next one along the boundary, which the vertical edge between them leads to."""
     following = np.empty(len(edges.start), np.int64)
-    middle = edges.rightward
     for way in ("down", "up"):
-        leaving = np.concatenate([corners["right", way], corners["left", way]])
-        before = np.concatenate(
-            [np.searchsorted(edges.end[:middle], corners["right", way]), middle + np.searchsorted(edges.end[middle:], corners["left", way])]
-        )
-        arriving = np.concatenate([corners[way, "right"], corners[way, "left"]])
-        after = np.concatenate(
-            [np.searchsorted(edges.start[:middle], corners[way, "right"]), middle + np.searchsorted(edges.start[middle:], corners[way, "left"])]
-        )
-        by_column = [np.argsort(points % width * height + points // width) for points in (leaving, arriving)]
-        following[before[by_column[0]]] = after[by_column[1]]
+        leaving, before = _find(edges.end, edges.rightward, corners["right", way], corners["left", way])
+        arriving, after = _find(edges.start, edges.rightward, corners[way, "right"], corners[way, "left"])
+        first, second = (np.argsort(points % width * height + points // width) for points in (leaving, arriving))
+        following[before[first]] = after[second]
     return following
+
+
+def _find(
+    points: NDArray[np.int64], rightward: int, right: NDArray[np.int64], left: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the wanted points of edges to the right and to the left, and the numbers of those edges."""
+    numbers = np.searchsorted(points[:rightward], right), rightward + np.searchsorted(points[rightward:], left)
+    return np.concatenate([right, left]), np.concatenate(numbers)
 
 
 def _region_right_of(edges: _Edges, region: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -106,7 +108,7 @@ def _region_right_of(edges: _Edges, region: NDArray[np.int32]) -> NDArray[np.int
     return region[row, col]
 
 
-def _assemble(edges: _Edges, following: NDArray[np.int64], region: NDArray[np.int32], width: int) -> NDArray[np.object_]:
+def _assemble(edges: _Edges, following: NDArray[np.int64], region: NDArray[np.int32], width: int, first_row: int) -> NDArray[np.object_]:
     """Chain edges into rings and rings into polygons."""
     count = len(following)
     ring = merge(count, np.arange(count), following)
@@ -115,11 +117,12 @@ def _assemble(edges: _Edges, following: NDArray[np.int64], region: NDArray[np.in
     hole = np.bincount(ring, weights=(end - start) * row) > 0
     order = np.lexsort((hole, region[first]))  # shell first, then the region's holes
     _chain(following, first[order])
-    edge = breadth_first_order(csr_array((np.ones(count, np.int8), following, np.arange(count + 1))), first[order[0]], return_predecessors=False)
+    path = csr_array((np.ones(count, np.int8), following, np.arange(count + 1)))
+    edge = breadth_first_order(path, first[order[0]], return_predecessors=False)
     sizes = np.bincount(ring)[order]
     points = np.empty((2 * count, 2))
     points[0::2, 0], points[1::2, 0] = start[edge], end[edge]
-    points[0::2, 1] = points[1::2, 1] = row[edge]
+    points[0::2, 1] = points[1::2, 1] = first_row + row[edge]
     ends = np.cumsum(2 * sizes)
     closed = np.insert(points, ends, points[ends - 2 * sizes], axis=0)
     rings = np.concatenate([[0], ends + np.arange(1, len(ends) + 1)])

@@ -91,7 +91,11 @@ class _Stream:
         return batch
 
     def _record(self, shapes: NDArray[np.object_], columns: Columns) -> Any:
-        arrays = {name: self._arrow.array(values.tolist() if values.dtype == object else values) for name, values in columns.items()}
+        text = self._arrow.string()
+        arrays = {
+            name: self._arrow.array(values.tolist(), type=text) if values.dtype == object else self._arrow.array(values, from_pandas=True)
+            for name, values in columns.items()
+        }
         wkb = self._arrow.array(shapely.to_wkb(shapes).tolist(), type=self._arrow.binary())
         return self._arrow.record_batch({**arrays, GEOMETRY: wkb})
 

@@ -95,6 +95,13 @@ def test_stac_item_describes_the_file(tiny):
     assert asset["mlm:artifact_type"] == "onnx"
 
 
+def test_export_that_answers_otherwise_is_thrown_away(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("rsdistill.commands.export._onnx_answer", lambda path, image: np.full((3, 4, 64, 64), 0.25, np.float32))
+    with pytest.raises(CheckpointError, match=r"x\.onnx differs from torch by"):
+        export(tiny[0], out=tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_archive_answers_as_the_network(tmp_path):
     model = save(tmp_path / "linear.safetensors", "linear")
     result = export(model, out=tmp_path / "deep" / "linear.pt2")

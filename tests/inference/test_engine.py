@@ -103,8 +103,8 @@ def test_scores_come_with_the_labels(array_scene, oracle, blend):
 def test_windows_without_data_cost_no_forward_pass(array_scene, oracle):
     valid = np.zeros((64, 64), bool)
     valid[5, 5] = valid[40, 60] = True
-    network, stats = oracle(CLASSES), Stats()
-    labels = gathered(strips(array_scene(np.ones((1, 64, 64), np.uint8), valid), network, bands=[1], tile=16, margin=0, stats=stats), 64, 64)
+    network, stats, scene = oracle(CLASSES), Stats(), array_scene(np.ones((1, 64, 64), np.uint8), valid)
+    labels = gathered(strips(scene, network, bands=[1], tile=16, margin=0, stats=stats), 64, 64)
     assert np.array_equal(labels != INVALID, valid)
     assert (stats.windows, stats.skipped, len(network.seen)) == (16, 14, 2)
 
@@ -151,8 +151,6 @@ def test_an_error_of_the_scene_comes_out_and_stops_the_reader(array_scene, oracl
                 raise OSError("torn")
             return super().read(window, bands)
 
-    scene = Broken(*drawn(128, 8, 0, 0), block_shape=(2048, 8))
-    scene.block_shape = (64, 8)
     with pytest.raises(OSError, match="torn"):
         list(strips(Broken(*drawn(1024, 8, 0, 0)), oracle(CLASSES), bands=[1], tile=8, margin=0))
 

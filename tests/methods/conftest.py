@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsdistill.batches import IGNORE, Batch, Segmentation
 
@@ -125,6 +126,25 @@ class ByHand:
     def pearson(cls, first, second):
         centred = [[value - cls.mean(values) for value in values] for values in (first, second)]
         return cls.cosine(*centred)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+@pytest.fixture
+def largest():
+    """A context that measures the largest tensor made inside it."""
+    return Largest()
 
 
 @pytest.fixture

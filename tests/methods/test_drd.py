@@ -34,12 +34,13 @@ def test_softmax_form_by_hand(case, by_hand):
     spatial, channel = [], []
     for n in range(2):
         own, other = (columns(example, f, n) for f in (example.student.features, example.teacher.features))
-        rows = [
-            [by_hand.softmax([by_hand.dot(a, b) / math.sqrt(4) for b in pixels]) for a in pixels] for pixels in (own, other)
-        ]
+        rows = [[by_hand.softmax([by_hand.dot(a, b) / math.sqrt(4) for b in pixels]) for a in pixels] for pixels in (own, other)]
         spatial += [sum((p - q) ** 2 for p, q in zip(*pair, strict=True)) for pair in zip(*rows, strict=True)]
         rows = [
-            [by_hand.softmax([by_hand.dot(a, b) / math.sqrt(len(pixels)) for b in zip(*pixels, strict=True)]) for a in zip(*pixels, strict=True)]
+            [
+                by_hand.softmax([by_hand.dot(a, b) / math.sqrt(len(pixels)) for b in zip(*pixels, strict=True)])
+                for a in zip(*pixels, strict=True)
+            ]
             for pixels in (own, other)
         ]
         channel.append(by_hand.mean(sum((p - q) ** 2 for p, q in zip(*pair, strict=True)) for pair in zip(*rows, strict=True)))

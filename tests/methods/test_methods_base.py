@@ -1,24 +1,8 @@
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsdistill.batches import IGNORE, Segmentation
 from rsdistill.methods import base
-
-
-class Largest(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(value, torch.Tensor):
-                self.elements = max(self.elements, value.numel())
-        return result
 
 
 @pytest.mark.parametrize("size", [(3, 5), (7, 7), (14, 21), (1, 1)])
@@ -68,9 +52,9 @@ def test_gram_distance_of_equal_columns_is_never_negative():
     assert (distance / 900**2 < 1e-9).all()
 
 
-def test_gram_distance_keeps_its_memory_when_pixels_grow():
+def test_gram_distance_keeps_its_memory_when_pixels_grow(largest):
     columns = torch.randn(1, 8, 64 * 64, requires_grad=True)
-    with Largest() as largest:
+    with largest:
         base.gram_distance(columns, columns.detach() * 2).sum().backward()
     assert largest.elements == columns.numel()
 
@@ -109,7 +93,9 @@ def test_an_adapter_is_made_only_where_channels_differ():
 
 
 def test_half_precision_is_promoted_and_more_than_that_is_left():
-    half = Segmentation(*(torch.zeros(1, 2, 2, 2, dtype=torch.bfloat16) for _ in range(2)), aux=torch.zeros(1, 2, 1, 1, dtype=torch.float16))
+    half = Segmentation(
+        *(torch.zeros(1, 2, 2, 2, dtype=torch.bfloat16) for _ in range(2)), aux=torch.zeros(1, 2, 1, 1, dtype=torch.float16)
+    )
     promoted = base.promoted(half)
     assert {promoted.logits.dtype, promoted.features.dtype, promoted.aux.dtype} == {torch.float32}
     assert base.promoted(Segmentation(half.logits.double(), half.features.double())).logits.dtype == torch.float64

@@ -13,7 +13,7 @@ from rsdistill.methods.base import Method
 from rsdistill.methods.lad import LAD
 
 ROOT = Path(__file__).parents[2]
-OWN_MODULE = '''
+OWN_MODULE = """
 from torch import Tensor
 from rsdistill.methods.base import Method, Weight
 
@@ -27,7 +27,7 @@ class Gap(Method):
 
 class Stranger:
     pass
-'''
+"""
 
 
 @pytest.fixture
@@ -82,7 +82,11 @@ def test_every_page_gives_equation_source_differences_and_choice(name):
     index = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
     assert page.startswith("# ")
     headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
-    wanted = ["The loss", "Options", "Choose it when"] if name == "ce" else ["The loss", "Options", "What is different here", "Choose it when", "Source"]
+    wanted = (
+        ["The loss", "Options", "Choose it when"]
+        if name == "ce"
+        else ["The loss", "Options", "What is different here", "Choose it when", "Source"]
+    )
     assert [heading for heading in headings if heading in wanted] == wanted
     assert f"({name}.md)" in index
 

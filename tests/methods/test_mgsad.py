@@ -149,9 +149,23 @@ def test_small_tiles_are_refused_and_a_scale_makes_maps_smaller(case):
         case(dtype=torch.float32, tile=(16, 64)).run(mgsad())
     assert "mgsad.affinity=0" in caught.value.hint
     example = case(dtype=torch.float32, tile=(64, 64), student=(8, 8), teacher=(8, 8))
-    assert math.isfinite(example.values(mgsad(scale="2"))["affinity"])
-    with pytest.raises(ConfigError, match="32"):
+    with pytest.raises(ConfigError, match="not 16 x 16"):
         example.run(mgsad(scale=4))
+
+
+@pytest.mark.parametrize(
+    ("scale", "teacher", "seen"),
+    [(None, (48, 40), (48, 40)), (None, (8, 40), (32, 40)), (1, (48, 40), (96, 80)), ("2", (48, 40), (48, 40))],
+)
+def test_the_critic_sees_the_teachers_grid_unless_a_scale_is_given(case, scale, teacher, seen):
+    example = case(dtype=torch.float32, tile=(96, 80), student=(6, 5), teacher=teacher)
+    method = mgsad(variation=0, **({} if scale is None else {"scale": scale}))
+    method.setup(example.student, *example.teachers)
+    shown = []
+    method.critic[0].register_forward_pre_hook(lambda layer, maps: shown.append(tuple(maps[0].shape[2:])))
+    example.run(method)
+    method.critic_terms(*example[:2], *example.teachers)
+    assert shown == [seen] * 3
 
 
 def test_masked_pixels_and_images_are_not_shown(case):

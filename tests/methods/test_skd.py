@@ -38,7 +38,9 @@ def test_pairwise_by_hand_with_different_channels(case, by_hand, nodes, kernel, 
         part = example.batch.valid[n] & (example.batch.label[n] != IGNORE)
         own, other = (nodes_by_hand(f[n], part, kernel, pool) for f in (example.student.features, example.teacher.features))
         count = range(len(own))
-        images.append(by_hand.mean((by_hand.cosine(own[i], own[j]) - by_hand.cosine(other[i], other[j])) ** 2 for i in count for j in count))
+        images.append(
+            by_hand.mean((by_hand.cosine(own[i], own[j]) - by_hand.cosine(other[i], other[j])) ** 2 for i in count for j in count)
+        )
     assert example.values(pairwise(nodes=nodes))["pairwise"] == pytest.approx(by_hand.mean(images), rel=1e-9)
 
 

@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rsdistill.models import margins
 from rsdistill.models.context import full_size_logits, running_statistics
 from rsdistill.models.ginet import GINet
+from rsdistill.models.margins import MARGINS, canvas_margin, window_errors
 
+LIGHT = "mobilenetv4_conv_small_035"
 Lively = Callable[..., GINet]
 
 
@@ -77,22 +80,34 @@ def test_logits_rise_to_the_pixels_that_their_cells_see(lively: Lively) -> None:
     assert torch.allclose(risen[0, 0, 7, :92], torch.arange(92) + 0.5, atol=1e-4)
 
 
-def test_a_context_in_windows_with_a_margin_answers_as_the_whole(lively: Lively) -> None:
-    network = lively("ginet", ggn_strides=(4, 8, 16, 32))
-    scene = F.interpolate(torch.randn(1, 3, 24, 56), scale_factor=16, mode="bilinear", align_corners=False)
-    tile, margin = torch.randn(1, 3, 256, 256), 128
+def test_a_context_in_windows_with_the_measured_margin_answers_as_the_whole(lively: Lively) -> None:
+    network = lively("ginet", encoder="resnet18")
+    margin = canvas_margin(network)
+    assert 32 < margin <= 192
+    scene = F.interpolate(torch.randn(1, 3, 20, 48), scale_factor=16, mode="bilinear", align_corners=False)
+    tile, first = torch.randn(1, 3, 256, 256), torch.tensor([0])
     with torch.no_grad():
         whole = network.encode_context(scene, everywhere(scene))
-        for row, col in ((0, 512), (192, 416), (352, 864)):
-            top, left = max(0, row - margin) // 32 * 32, max(0, col - margin) // 32 * 32
+        for row, col in ((0, 384), (160, 352), (288, 736)):
+            top, left = max(0, row - margin), max(0, col - margin)
             window = scene[..., top : row + 32 + margin, left : col + 32 + margin].contiguous()
             part = network.encode_context(window, everywhere(window))
-            sides = torch.tensor([*part.size, *part.size])
-            here = torch.tensor([[row - top, col - left, row - top + 32, col - left + 32]]) / sides
+            here = torch.tensor([[row - top, col - left, row - top + 32, col - left + 32]]) / torch.tensor([*part.size, *part.size])
             there = torch.tensor([[row, col, row + 32, col + 32]]) / torch.tensor([*whole.size, *whole.size])
-            answers = [network.decode(tile, *place, torch.tensor([0])).logits for place in ((part, here), (whole, there))]
-            # The bound of a margin of 128 context pixels: a thousandth of the answers' own deviation.
-            assert (answers[0] - answers[1]).abs().max() <= 1e-3 * answers[1].std()
+            error = network.decode(tile, part, here, first).logits - network.decode(tile, whole, there, first).logits
+            assert error.square().mean().sqrt() <= 1e-3 * network.decode(tile, whole, there, first).logits.std()
+
+
+def test_the_margin_follows_what_the_encoder_sees(lively: Lively) -> None:
+    near_seeing, far_seeing = (dict(window_errors(lively("ginet", encoder=encoder))) for encoder in ("resnet18", LIGHT))
+    assert list(near_seeing) == list(far_seeing) == list(MARGINS)
+    assert near_seeing[32] > 5 * near_seeing[96] > 25 * near_seeing[192]
+    assert near_seeing[128] < 0.1 * far_seeing[128]
+
+
+def test_the_largest_margin_is_the_answer_where_none_suffices(lively: Lively, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(margins, "window_errors", lambda network: iter([(32, 0.1), (64, 0.02), (384, 0.01)]))
+    assert [canvas_margin(lively("ginet"), tolerance=tolerance) for tolerance in (1, 0.02, 0.015, 0)] == [32, 64, 384, 384]
 
 
 def test_running_statistics_are_used_and_left_alone_for_a_while(lively: Lively) -> None:

@@ -1,0 +1,420 @@
+"""``predict`` as a person uses it: files in, files out, every pixel checked against a linear model computed by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from rsdistill.commands.predict import predict
+from rsdistill.config import read_toml
+from rsdistill.errors import CheckpointError, ConfigError, DeviceError, OutputExistsError, SceneError
+from rsdistill.models import ModelCard, build_network, save_model
+
+CLASSES = [{"id": 3, "name": "water", "color": "#0000ff"}, {"id": 7, "name": "land", "color": "#00ff00"}, {"id": 1, "name": "roof"}]
+IDS = np.array([3, 7, 1] + [0] * 252 + [255], np.uint8)
+NORTH_UP = Affine(2, 0, 400_000, 0, -2, 5_000_000)
+MEAN, STD = np.array([100.0, 80.0], np.float32), np.array([30.0, 60.0], np.float32)
+WEIGHT = np.array([[1.0331, -2.0177], [-1.5023, 0.5311], [0.2519, 1.0741]], np.float32)  # crooked, so that no two classes tie
+BIAS = np.array([0.5173, 0.0129, -0.2511], np.float32)
+
+
+class Heard:
+    """A progress that remembers what was said."""
+
+    def __init__(self):
+        self.messages, self.warnings = [], []
+
+    def message(self, text):
+        self.messages.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def task(self, name, total=None):
+        from rsdistill.reporting import SILENT
+
+        return SILENT.task(name, total)
+
+
+def card(**extra):
+    return {
+        "format_version": 1,
+        "arch": "linear",
+        "classes": [{"color": "#888888", **entry} for entry in CLASSES],
+        "bands": [1, 2],
+        "mean": MEAN.tolist(),
+        "std": STD.tolist(),
+        **extra,
+    }
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A workspace whose student is a linear model that was written by hand."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    write_linear(folder / "student.safetensors")
+    return folder
+
+
+def write_linear(path, **extra):
+    save_file({"weight": WEIGHT[:, :, None, None], "bias": BIAS}, path, metadata={"rsdistill": json.dumps(card(**extra))})
+    return path
+
+
+def write_scene(path, image, *, transform=NORTH_UP, crs="EPSG:32633", nodata=None, **profile):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = {"photometric": "minisblack", **profile}  # GDAL takes a fourth byte band for alpha otherwise
+    shape = {"count": len(image), "height": image.shape[1], "width": image.shape[2], "dtype": image.dtype, "nodata": nodata}
+    if not transform.is_identity:
+        profile["transform"] = transform
+    with rasterio.open(path, "w", driver="GTiff", crs=crs, **shape, **profile) as file:
+        file.write(image)
+    return path
+
+
+def noise(height, width, bands=2, dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(1, 256, (bands, height, width)).astype(dtype)
+
+
+def by_hand(image, valid=None):
+    """The mask that a linear model makes of two bands."""
+    scaled = (image[:2].astype(np.float32) - MEAN[:, None, None]) / STD[:, None, None]
+    logits = np.tensordot(WEIGHT.astype(np.float64), scaled.astype(np.float64), 1) + BIAS[:, None, None]
+    ids = IDS[logits.argmax(0)]
+    return ids if valid is None else np.where(valid, ids, np.uint8(255))
+
+
+def read(path, band=1):
+    with rasterio.open(path) as file:
+        return file.read(band)
+
+
+def test_the_mask_is_the_linear_map_on_the_scene_s_own_grid(tmp_path, work):
+    image = noise(150, 210)
+    scene = write_scene(tmp_path / "scene.tif", image)
+    result = predict(scene, out=[tmp_path / "mask.tif"], work=work)
+    assert result.paths == (tmp_path / "mask.tif",)
+    with rasterio.open(tmp_path / "mask.tif") as mask, rasterio.open(scene) as origin:
+        assert (mask.crs, mask.transform, mask.shape) == (origin.crs, origin.transform, origin.shape)
+        assert (mask.dtypes, mask.nodata) == (("uint8",), 255)
+        assert mask.colormap(1)[3] == (0, 0, 255, 255)
+        assert mask.tags()["RSDISTILL_COMMAND"] == "predict"
+        assert np.array_equal(mask.read(1), by_hand(image))
+    beside = {"mask.tif", "mask.tif.aux.xml", "mask.qml", "mask.run.toml", "scene.tif", "work"}
+    assert {path.name for path in tmp_path.iterdir()} == beside
+    (data,) = result.data["scenes"]
+    assert data["classes"] == {entry["name"]: int((by_hand(image) == entry["id"]).sum()) for entry in CLASSES}
+    assert data["valid_pixels"] == 150 * 210
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    height=st.integers(1, 140),
+    width=st.integers(1, 140),
+    dtype=st.sampled_from(["uint8", "uint16", "int16", "float32"]),
+    transform=st.sampled_from(
+        [NORTH_UP, Affine(1.5, 0.7, 4e5, 0.7, -1.5, 5e6), Affine(2, 0.9, 4e5, 0, -2, 5e6), Affine(2, 0, 4e5, 0, 2, 5e6), Affine.identity()]
+    ),
+    tiled=st.booleans(),
+    tile=st.integers(1, 90),
+    nodata=st.sampled_from([None, 0, 9]),
+    seed=st.integers(0, 50),
+)
+def test_every_shape_grid_type_and_nodata_is_exact(tmp_path, work, height, width, dtype, transform, tiled, tile, nodata, seed):
+    image = noise(height, width, dtype=dtype, seed=seed) % 12
+    valid = np.ones((height, width), bool)
+    if nodata is not None:
+        valid = ~(image == nodata).all(0)
+    blocks = {"tiled": True, "blockxsize": 32, "blockysize": 16} if tiled else {}
+    crs = None if transform.is_identity else "EPSG:32633"
+    scene = write_scene(tmp_path / "s.tif", image, transform=transform, nodata=nodata, crs=crs, **blocks)
+    predict(scene, out=[tmp_path / "m.tif"], work=work, tile=tile, overwrite=True)
+    with rasterio.open(tmp_path / "m.tif") as mask:
+        assert mask.transform == transform
+        assert np.array_equal(mask.read(1), by_hand(image, valid))
+
+
+def test_nan_infinity_alpha_mask_and_given_nodata_are_no_data(tmp_path, work):
+    image = noise(40, 50, dtype=np.float32)
+    image[0, 3, 4], image[1, 5, 6] = np.nan, np.inf
+    scene = write_scene(tmp_path / "nan.tif", image)
+    predict(scene, out=[tmp_path / "m.tif"], work=work)
+    valid = np.isfinite(image).all(0)
+    assert np.array_equal(read(tmp_path / "m.tif"), by_hand(np.where(valid, image, 0), valid))
+
+    image = noise(40, 50)
+    image[:, :7] = 77
+    predict(write_scene(tmp_path / "u.tif", image), out=[tmp_path / "m.tif"], work=work, nodata=[77], overwrite=True)
+    assert np.array_equal(read(tmp_path / "m.tif"), by_hand(image, ~(image == 77).all(0)))
+
+    opaque = np.where(np.arange(50) > 20, 255, 0).astype(np.uint8)
+    four = np.concatenate([noise(40, 50, 3), np.broadcast_to(opaque, (1, 40, 50))])
+    scene = write_scene(tmp_path / "rgba.tif", four, photometric="rgb", alpha="yes")
+    predict(scene, out=[tmp_path / "m.tif"], work=work, overwrite=True)
+    assert np.array_equal(read(tmp_path / "m.tif"), by_hand(four, np.broadcast_to(opaque > 0, (40, 50))))
+
+
+def test_a_scene_without_data_becomes_a_mask_without_data(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", np.zeros((2, 30, 40), np.uint8), nodata=0)
+    result = predict(scene, out=[tmp_path / "m.tif"], work=work)
+    assert (read(tmp_path / "m.tif") == 255).all()
+    assert result.data["scenes"][0]["skipped"] == result.data["scenes"][0]["windows"] == 1
+
+
+def test_bytes_do_not_depend_on_batch_or_threads(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", noise(120, 130))
+    made = set()
+    choices = [{}, {"batch": 7, "tile": 32}, {"threads": 1, "tile": 50, "margin": 9}, {"blend": "hann", "tile": 48}]
+    for number, options in enumerate(choices):
+        out = tmp_path / str(number) / "m.tif"
+        predict(scene, out=[out], work=work, **options)
+        made.add(out.read_bytes())
+    assert len(made) == 1
+
+
+def test_confidence_and_probabilities(tmp_path, work):
+    image = noise(60, 70)
+    image[:, :5] = 0
+    scene = write_scene(tmp_path / "s.tif", image, nodata=0)
+    sure, odds = tmp_path / "c.tif", tmp_path / "p.tif"
+    result = predict(scene, out=[tmp_path / "m.tif"], confidence=sure, probabilities=odds, work=work)
+    assert result.paths == (tmp_path / "m.tif", sure, odds)
+    scaled = (image - MEAN[:, None, None]) / STD[:, None, None]
+    logits = np.tensordot(WEIGHT, scaled, 1) + BIAS[:, None, None]
+    expected = np.exp(logits) / np.exp(logits).sum(0)
+    with rasterio.open(odds) as file:
+        assert file.descriptions == ("water", "land", "roof")
+        np.testing.assert_allclose(file.read(masked=True)[:, 5:] * file.scales[0], expected[:, 5:], atol=0.6 / 254)
+        assert file.read(masked=True)[:, :5].mask.all()
+    with rasterio.open(sure) as file:
+        np.testing.assert_allclose(file.read(1)[5:] * file.scales[0], expected.max(0)[5:], atol=0.6 / 254)
+
+
+def test_polygons_and_pictures_need_no_mask_of_their_own(tmp_path, work):
+    image = np.kron(noise(6, 8, seed=4), np.ones((1, 10, 10), np.uint8))
+    scene = write_scene(tmp_path / "s.tif", image)
+    predict(scene, out=[tmp_path / "out" / "m.gpkg", tmp_path / "out" / "m.png"], work=work)
+    frame = geopandas.read_file(tmp_path / "out" / "m.gpkg", layer="m")
+    ids, counts = np.unique(by_hand(image), return_counts=True)
+    areas = frame.assign(area=frame.area).groupby("class_id").area.sum().to_dict()
+    assert areas == dict(zip(ids, counts * 4.0, strict=True))
+    assert (tmp_path / "out" / "m.png").read_bytes()[1:4] == b"PNG"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"m.gpkg", "m.png", "m.run.toml"}
+
+
+def test_several_scenes_into_a_folder_or_by_stem(tmp_path, work):
+    images = {name: noise(20, 30, seed=seed) for seed, name in enumerate(["a", "b"])}
+    scenes = [write_scene(tmp_path / "in" / f"{name}.tif", image) for name, image in images.items()]
+    predict(scenes, out=[tmp_path / "masks"], work=work)
+    predict(tmp_path / "in", out=[str(tmp_path / "named" / "{stem}_map.tif")], work=work)
+    for name, image in images.items():
+        assert np.array_equal(read(tmp_path / "masks" / f"{name}.tif"), by_hand(image))
+        assert np.array_equal(read(tmp_path / "named" / f"{name}_map.tif"), by_hand(image))
+    with pytest.raises(ConfigError, match="several scenes"):
+        predict(scenes, out=[tmp_path / "m.tif"], work=work)
+    with pytest.raises(ConfigError, match="both become"):
+        predict([scenes[0], write_scene(tmp_path / "else" / "a.tif", images["b"])], out=[tmp_path / "x"], work=work)
+
+
+def test_of_several_scenes_the_bad_one_is_named_and_the_others_mapped(tmp_path, work):
+    good = write_scene(tmp_path / "good.tif", noise(20, 20))
+    bad = write_scene(tmp_path / "bad.tif", noise(20, 20, bands=1))
+    result = predict([bad, good], out=[tmp_path / "masks"], work=work)
+    assert result.paths == (tmp_path / "masks" / "good.tif",)
+    assert len(result.failures) == 1
+    assert "bad.tif has 1 bands" in result.failures[0]
+
+
+def test_a_window_is_that_part_of_the_scene(tmp_path, work):
+    image = noise(90, 80)
+    scene = write_scene(tmp_path / "s.tif", image)
+    predict(scene, out=[tmp_path / "m.tif"], work=work, window=(20, 30, 40, 50))
+    with rasterio.open(tmp_path / "m.tif") as mask:
+        assert np.array_equal(mask.read(1), by_hand(image)[20:60, 30:80])
+        assert mask.transform == NORTH_UP @ Affine.translation(30, 20)
+    for window in [(0, 0, 91, 10), (-1, 0, 5, 5), (0, 0, 0, 5)]:
+        with pytest.raises(ConfigError, match="not inside"):
+            predict(scene, out=[tmp_path / "m.tif"], work=work, window=window, overwrite=True)
+    with pytest.raises(ConfigError, match="four numbers"):
+        predict(scene, work=work, window=(1, 2, 3))
+
+
+@pytest.mark.parametrize("transform", [NORTH_UP, Affine(1.5, 0.7, 4e5, 0.7, -1.5, 5e6)])
+def test_only_the_area_of_interest_is_mapped(tmp_path, work, transform):
+    image = noise(90, 80)
+    scene = write_scene(tmp_path / "s.tif", image, transform=transform)
+    circle = shapely.Point(40.3, 50.2).buffer(17)
+    outline = shapely.transform(circle, lambda points: np.stack(transform @ points.T, axis=1))
+    aoi = tmp_path / "aoi.gpkg"
+    geopandas.GeoDataFrame(geometry=[outline], crs="EPSG:32633").to_crs(4326).to_file(aoi)
+    result = predict(scene, out=[tmp_path / "m.tif"], work=work, aoi=aoi, tile=16)
+    rows, cols = np.mgrid[:90, :80] + 0.5
+    inside = (cols - 40.3) ** 2 + (rows - 50.2) ** 2
+    got = read(tmp_path / "m.tif")
+    near = np.abs(inside**0.5 - 17) < 0.3
+    assert np.array_equal(got[~near], by_hand(image, inside < 17**2)[~near])
+    assert result.data["scenes"][0]["windows"] < 20
+
+    geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs="EPSG:32633").to_file(tmp_path / "far.gpkg")
+    with pytest.raises(ConfigError, match="meets the scene"):
+        predict(scene, out=[tmp_path / "x.tif"], work=work, aoi=tmp_path / "far.gpkg")
+    assert not (tmp_path / "x.tif").exists()
+
+
+def test_bands_by_number_and_name(tmp_path, work):
+    image = noise(20, 30, bands=4)
+    scene = write_scene(tmp_path / "s.tif", image)
+    with rasterio.open(scene, "r+") as file:
+        file.descriptions = ("nir", "green", "red", "blue")
+    heard = Heard()
+    predict(scene, out=[tmp_path / "m.tif"], work=work, progress=heard)
+    assert "4 bands; bands 1, 2 are read" in heard.messages[0]
+    assert np.array_equal(read(tmp_path / "m.tif"), by_hand(image))
+    predict(scene, out=[tmp_path / "m.tif"], work=work, bands=["blue", "2"], overwrite=True)
+    assert np.array_equal(read(tmp_path / "m.tif"), by_hand(image[[3, 1]]))
+    with pytest.raises(ConfigError, match=r"3 bands are named, .* reads 2"):
+        predict(scene, work=work, bands=[1, 2, 3])
+    with pytest.raises(SceneError, match=r"no band called 'gren'; did you mean 'green'"):
+        predict(scene, work=work, bands=["gren", "red"])
+
+
+def test_what_does_not_fit_the_model_is_refused_with_both_values(tmp_path, work):
+    with pytest.raises(SceneError, match=r"has 1 bands, .*reads bands 1, 2"):
+        predict(write_scene(tmp_path / "one.tif", noise(9, 9, bands=1)), work=work)
+    model = write_linear(work / "bytes.safetensors", dtype="uint8")
+    with pytest.raises(SceneError, match=r"is uint16, .* was trained on uint8"):
+        predict(write_scene(tmp_path / "deep.tif", noise(9, 9, dtype=np.uint16)), work=work, model=model)
+    scene = write_scene(tmp_path / "nowhere.tif", noise(9, 9), crs=None)
+    with pytest.raises(SceneError, match="no CRS"):
+        predict(scene, work=work, require_crs=True)
+
+
+@pytest.mark.parametrize(("size", "warned"), [(2.0, False), (2.3, False), (2.5, True), (1.6, True)])
+def test_another_pixel_size_only_warns(tmp_path, work, size, warned):
+    model = write_linear(work / "sized.safetensors", pixel_size=[size, size])
+    heard = Heard()
+    predict(write_scene(tmp_path / "s.tif", noise(9, 9)), out=[tmp_path / "m.tif"], work=work, model=model, progress=heard)
+    assert any("was trained on" in warning for warning in heard.warnings) is warned
+
+
+def test_pixel_sizes_in_degrees_are_compared_in_metres(tmp_path, work):
+    model = write_linear(work / "sized.safetensors", pixel_size=[2.0, 2.0])
+    for size, warned in ((2 / 111_320, False), (1e-4, True)):
+        heard = Heard()
+        square = Affine(size / np.cos(np.radians(60)), 0, 10, 0, -size, 60)
+        scene = write_scene(tmp_path / "s.tif", noise(9, 9), transform=square, crs="EPSG:4326")
+        predict(scene, out=[tmp_path / "m.tif"], work=work, model=model, progress=heard, overwrite=True)
+        assert bool(heard.warnings) is warned
+
+
+def test_models_are_found_by_name_and_missing_ones_named(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", noise(9, 9))
+    predict(scene, out=[tmp_path / "m.tif"], work=work, model="student")
+    with pytest.raises(CheckpointError, match="holds student"):
+        predict(scene, out=[tmp_path / "n.tif"], work=work, model="teacher")
+    with pytest.raises(CheckpointError, match="no model"):
+        predict(scene, out=[tmp_path / "n.tif"], work=tmp_path / "empty")
+
+
+def test_results_are_not_replaced_and_scenes_never(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", noise(9, 9))
+    before = scene.read_bytes()
+    (tmp_path / "m.tif").write_text("precious")
+    with pytest.raises(OutputExistsError):
+        predict(scene, out=[tmp_path / "m.tif"], work=work)
+    assert (tmp_path / "m.tif").read_text() == "precious"
+    (tmp_path / "link.tif").symlink_to(scene)
+    (tmp_path / "hard.tif").hardlink_to(scene)
+    for name in ("s.tif", "link.tif", "hard.tif"):
+        with pytest.raises(OutputExistsError, match="scene"):
+            predict(scene, out=[tmp_path / name], work=work, overwrite=True)
+    assert scene.read_bytes() == before
+
+
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", noise(30, 30))
+    for error, options in [
+        (ConfigError, {"out": [tmp_path / "m.jpg"]}),
+        (ConfigError, {"out": [tmp_path / "a.tif", tmp_path / "a.tif"]}),
+        (ConfigError, {"out": [tmp_path / "m.tif"], "tile": 8, "margin": 4}),
+        (ConfigError, {"out": [tmp_path / "m.tif"], "co": {"INTERLEAVE": "PIXEL"}}),
+        (DeviceError, {"out": [tmp_path / "m.tif"], "device": "cuda:99"}),
+        (ConfigError, {"out": [tmp_path / "m.tif"], "confidence": tmp_path / "c.gpkg"}),
+    ]:
+        with pytest.raises(error):
+            predict(scene, work=work, **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"s.tif", "work"}
+
+
+def test_a_scene_that_breaks_halfway_leaves_nothing(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", noise(2000, 300), compress="deflate", tiled=True, blockxsize=256, blockysize=256)
+    content = scene.read_bytes()
+    scene.write_bytes(content[:300] + content[300 : len(content) // 2])
+    with pytest.raises(SceneError):
+        predict(scene, out=[tmp_path / "m.tif", tmp_path / "m.gpkg"], work=work)
+    assert {path.name for path in tmp_path.iterdir()} == {"s.tif", "work"}
+
+
+def test_the_run_file_repeats_the_run(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", noise(50, 50))
+    predict(scene, out=[tmp_path / "m.tif"], work=work, tile=32, margin=3)
+    first = (tmp_path / "m.tif").read_bytes()
+    options = read_toml(tmp_path / "m.run.toml")
+    assert options.pop("command") == "predict"
+    assert options["tile"] == 32
+    predict(**options | {"overwrite": True})
+    assert (tmp_path / "m.tif").read_bytes() == first
+
+
+def test_a_teacher_maps_with_the_scene_s_context(tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    light = {"encoder": "mobilenetv4_conv_small_035", "dim": 8, "hidden": 8}
+    network = build_network("ginet", light, bands=2, classes=3)
+    save_model(tmp_path / "teacher.safetensors", network, ModelCard(**card(arch="ginet", tile=64, margin=8)))
+    image = noise(150, 130)
+    image[:, :, 60:] = 0
+    scene = write_scene(tmp_path / "s.tif", image, nodata=0)
+    predict(scene, out=[tmp_path / "m.tif"], work=tmp_path, model="teacher", tile=64)
+    mask = read(tmp_path / "m.tif")
+    assert np.array_equal(mask == 255, np.broadcast_to(np.arange(130) >= 60, (150, 130)))
+    with pytest.raises(ConfigError, match="does not turn with a window"):
+        predict(scene, out=[tmp_path / "t.tif"], work=tmp_path, model="teacher", tta="d4")
+
+
+def test_turned_windows_change_nothing_for_a_model_of_pixels(tmp_path, work):
+    image = noise(70, 50)
+    scene = write_scene(tmp_path / "s.tif", image)
+    predict(scene, out=[tmp_path / "m.tif"], work=work, tta="d4", tile=32)
+    assert np.array_equal(read(tmp_path / "m.tif"), by_hand(image))
+
+
+def test_an_exported_model_maps_without_torch(tmp_path, work):
+    pytest.importorskip("onnxscript")
+    from rsdistill.commands.export import export
+
+    export(work / "student.safetensors", out=tmp_path / "m.onnx", tile=32)
+    image = noise(75, 50)
+    image[:, 40:] = 0
+    scene = write_scene(tmp_path / "s.tif", image, nodata=0)
+    script = (
+        "import sys; from rsdistill.commands.predict import predict; "
+        f"predict({str(scene)!r}, out=[{str(tmp_path / 'm.tif')!r}], model={str(tmp_path / 'm.onnx')!r}, blend='hann', margin=4); "
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+    assert np.array_equal(read(tmp_path / "m.tif"), by_hand(image, np.broadcast_to(np.arange(75)[:, None] < 40, (75, 50))))
+    with pytest.raises(ConfigError, match="takes tiles of 32 pixels, not 64"):
+        predict(scene, out=[tmp_path / "n.tif"], model=tmp_path / "m.onnx", tile=64)
