@@ -11,7 +11,7 @@ from pydantic import Field
 
 from rsdistill.config import run_file
 from rsdistill.reporting import SILENT, Progress, Result, Table
-from rsdistill.training.settings import TrainingConfig
+from rsdistill.training.settings import Share, TrainingConfig
 
 BASELINES = ("ce", "kd")
 OWN = {"methods", "seeds", "budget", "out", "seed", "resume", "overwrite", "max_seconds"}
@@ -33,7 +33,7 @@ class CompareConfig(TrainingConfig):
     backbone: str | None = Field(None, description="Encoder of the student by its timm name.")
     arch_set: dict[str, Any] = Field({}, description="Options of the student's network (repeat for more).")
     set: dict[str, Any] = Field({}, description="Options of the methods, such as ifvd.weight=10 (repeat for more).")
-    labels_fraction: float = Field(1.0, gt=0, le=1, description="Share of the training tiles whose labels are used.")
+    labels_fraction: Share = Field(1.0, description="Share of the training tiles whose labels are used, 0.125 or 1/8.")
 
 
 def compare(*, progress: Progress = SILENT, **options: Any) -> Result:

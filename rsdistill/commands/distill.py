@@ -7,7 +7,7 @@ from pydantic import Field
 
 from rsdistill.errors import ConfigError
 from rsdistill.reporting import SILENT, Progress, Result
-from rsdistill.training.settings import TrainingConfig
+from rsdistill.training.settings import Share, TrainingConfig
 
 SERIOUS = (
     "rsdistill distill --method kd --student base --weights imagenet --steps 20000 --batch 16 --ema 0.999 --device cuda --precision bf16"
@@ -23,9 +23,7 @@ class DistillConfig(TrainingConfig):
     backbone: str | None = Field(None, description="Encoder of the student by its timm name.")
     arch_set: dict[str, Any] = Field({}, description="Options of the student's network, such as width=2 (repeat for more).")
     set: dict[str, Any] = Field({}, description="Options of the method, such as ifvd.weight=10 or kd.tau=4 (repeat for more).")
-    labels_fraction: float = Field(
-        1.0, gt=0, le=1, description="Share of the training tiles whose labels are used; the others count as unlabelled."
-    )
+    labels_fraction: Share = Field(1.0, description="Share of the training tiles whose labels are used, 0.125 or 1/8; the rest is unlabelled.")
     calibrate: int = Field(8, ge=0, description="Batches on which the terms of the loss are measured before training; 0 leaves it out.")
     balance: float | None = Field(
         None, gt=0, description="Weigh each term so that its gradient is so many times that of cross-entropy (needs --calibrate)."

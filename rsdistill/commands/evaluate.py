@@ -35,7 +35,7 @@ class EvaluateConfig(MapConfig):
     classes: Path | None = Field(None, description="Class table that says what label values mean (default: the model's or the mask's).")
     tiles: Path | None = Field(None, description="Tile set whose scenes are evaluated where none are named (default WORK/tiles).")
     split: Literal["train", "val", "test"] = Field("val", description="Split of the tile set; only pixels of its tiles count.")
-    seam: bool = Field(False, description="Also map with windows of twice the side, and say how often the map differs near cuts and elsewhere.")
+    seam: bool = Field(False, description="Also map with windows of twice the side: how often do the maps differ near cuts and elsewhere?")
     out: Path | None = Field(None, description="Folder of the results (default WORK/evaluation).")
 
     @property

@@ -49,6 +49,11 @@ class TileConfig(RunConfig):
     skip_bad: bool = Field(False, description="Leave out scenes that cannot be read, and say so at the end (exit 6).")
     allow_vrt: bool = Field(False, description="Take VRTs whose sources lie in their folder.")
     allow_remote: bool = Field(False, description="Take URLs.")
+    dataset: str | None = Field(
+        None, description="A dataset of the papers instead of scenes: potsdam, vaihingen, deepglobe, inria, gid15, loveda, landcoverai, whdld."
+    )
+    root: Path | None = Field(None, description="Folder that --dataset was unpacked in.")
+    protocol: str | None = Field(None, description="How --dataset is split (default: its own split); lists reads train.txt, val.txt, test.txt.")
 
     @property
     def folder(self) -> Path:
@@ -81,8 +86,10 @@ def tile(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Re
 
 
 def _refuse_contradictions(config: TileConfig) -> None:
-    if not config.scenes:
-        raise ConfigError("no scene was named", hint="rsdistill tile SCENE...")
+    if not config.scenes and config.dataset is None:
+        raise ConfigError("no scene was named", hint="rsdistill tile SCENE..., or --dataset NAME --root PATH")
+    if config.dataset is not None and (config.scenes or config.labels or config.root is None):
+        raise ConfigError("--dataset takes its scenes and labels from --root", hint="rsdistill tile --dataset potsdam --root PATH")
     if config.val + config.test >= 1:
         raise ConfigError(f"val {config.val:g} and test {config.test:g} leave nothing for training", hint="their sum is below 1")
     if config.burn is not None and config.label_field is not None:

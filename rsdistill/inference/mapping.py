@@ -9,9 +9,9 @@ import numpy as np
 
 from rsdistill.errors import ConfigError, SceneError
 from rsdistill.geo.classes import ClassTable
+from rsdistill.geo.interest import Interest
 from rsdistill.geo.scenes import Scene, open_scene
 from rsdistill.geo.windows import Grid, Window
-from rsdistill.inference.areas import Interest
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.blending import Strip, Wanted
 from rsdistill.inference.engine import Stats, strips

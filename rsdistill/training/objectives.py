@@ -74,7 +74,7 @@ class TeacherObjective(Objective):
 class DistillObjective(Objective):
     """The loss of a student: its supervised terms and what a method asks of it and of its frozen teachers.
 
-    Teachers see each tile as it lies in the scene; the student sees it turned, flipped and re-lit, and the teachers' outputs
+    Teachers, which are frozen and take a batch, see each tile as it lies in the scene; the student sees it turned, flipped and re-lit, and the teachers' outputs
     are turned with it.
     """
 
@@ -84,8 +84,6 @@ class DistillObjective(Objective):
         super().__init__(network, supervised, augmentation=augmentation, seed=seed)
         self.method: Method = method
         self._teachers = tuple(teachers)  # a tuple hides them from state_dict(), parameters() and train()
-        for teacher in self._teachers:
-            teacher.eval().requires_grad_(False)
         self._seen: tuple[Batch, Segmentation, tuple[Segmentation, ...]] | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -104,7 +102,7 @@ class DistillObjective(Objective):
 
     def _teach(self, batch: Batch) -> tuple[Segmentation, ...]:
         with torch.no_grad():
-            return tuple(teacher(batch.image, batch.context) for teacher in self._teachers)
+            return tuple(teacher(batch) for teacher in self._teachers)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the unweighted terms of one batch."""

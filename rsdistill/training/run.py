@@ -1,5 +1,6 @@
 """From a configuration to a saved model: the tile set, the machine, the loop, and the files that stand afterwards."""
 
+import math
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -33,6 +34,9 @@ from rsdistill.training.validation import validator
 CPU_STEPS = 300
 GPU_STEPS = 20_000
 """Default budgets: minutes on two cores, hours on an accelerator."""
+GPU_BATCH = 8
+CPU_PIXELS = 512 * 1024
+"""Pixels of a step where there is no accelerator: about a second for the teacher on two cores."""
 
 
 def fabric_for(config: TrainingConfig) -> Fabric:
@@ -60,6 +64,12 @@ def budget(config: TrainingConfig, fabric: Fabric) -> int:
     return config.steps or (CPU_STEPS if fabric.device.type == "cpu" else GPU_STEPS)
 
 
+def _default_batch(tile: int, fabric: Fabric) -> int:
+    if fabric.device.type != "cpu":
+        return GPU_BATCH
+    return int(2 ** max(0, min(math.log2(GPU_BATCH), round(math.log2(CPU_PIXELS / tile**2)))))
+
+
 def supervised(config: TrainingConfig, tile_set: TileSet) -> Supervised:
     """Return the supervised terms that ``config`` names."""
     weights = balanced_weights(tile_set.card.class_pixels["train"]) if config.class_weights == "balanced" else None
@@ -67,18 +77,17 @@ def supervised(config: TrainingConfig, tile_set: TileSet) -> Supervised:
 
 
 def source(
-    config: TrainingConfig, tile_set: TileSet, *, with_context: bool, unlabelled: bool = False, labels_fraction: float = 1.0
+    config: TrainingConfig, tile_set: TileSet, fabric: Fabric, *, with_context: bool, unlabelled: bool = False, labels_fraction: float = 1.0
 ) -> BatchSource:
     """Return the batches of ``config``: tiles share context images only where a network reads them.
 
     With ``unlabelled``, as many unlabelled tiles follow the labelled ones in each batch.
     """
-    contexts = min(config.contexts, config.batch) if with_context else config.batch
-    if config.batch % contexts:
-        raise ConfigError(
-            f"batch {config.batch} is not a multiple of contexts {contexts}", hint="every context gets the same number of tiles"
-        )
-    tiles = config.batch // contexts
+    batch = config.batch or _default_batch(tile_set.card.tile, fabric)
+    contexts = min(config.contexts, batch) if with_context else batch
+    if batch % contexts:
+        raise ConfigError(f"batch {batch} is not a multiple of contexts {contexts}", hint="every context gets the same number of tiles")
+    tiles = batch // contexts
     make = Composition(contexts, tiles, contexts if unlabelled else 0, with_context)
     return BatchSource(tile_set, make, seed=config.seed, labels_fraction=labels_fraction)
 
@@ -135,6 +144,8 @@ def carry_out(
     if before is not None:
         before(fit)
     outcome = fit.run(mark)
+    for note in objective.method.notes if objective.method is not None else ():
+        progress.warn(note)
     _write(files, objective.network, card, outcome)
     draw_curves(files.log, files.curves, files.model.stem)
     with atomic(files.run) as part:

@@ -1,11 +1,24 @@
 """What ``train-teacher`` and ``distill`` have in common: the budget, the optimiser, the data and the machine (no torch here)."""
 
+from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from rsdistill.config import RunConfig
+
+
+def _quotient(value: Any) -> Any:
+    """Return a text such as ``1/16`` as a number; leave all else to the check that follows."""
+    try:
+        return float(Fraction(value.replace(" ", ""))) if isinstance(value, str) and "/" in value else value
+    except (ValueError, ZeroDivisionError):
+        return value
+
+
+Share = Annotated[float, BeforeValidator(_quotient), Field(gt=0, le=1)]
+"""A part of a whole, also written as a fraction."""
 
 
 class TrainingConfig(RunConfig):
@@ -19,7 +32,7 @@ class TrainingConfig(RunConfig):
     max_seconds: float | None = Field(
         None, gt=0, description="Stop after so many seconds of training; the schedule then follows the clock."
     )
-    batch: int = Field(8, ge=1, description="Tiles in a step.")
+    batch: int | None = Field(None, ge=1, description="Tiles in a step (default 8; without a GPU as many as make half a megapixel).")
     contexts: int = Field(4, ge=1, description="Context images that the tiles of a step share, for networks that read context.")
     accumulate: int = Field(1, ge=1, description="Steps whose gradients are added before the optimiser moves.")
     weights: str = Field("none", description="Encoder weights: none, imagenet (downloaded), or a safetensors file.")

@@ -6,13 +6,9 @@ from typing import Any
 
 import torch
 
-from rsdistill.errors import CheckpointError
-from rsdistill.geo.tile_index import TileSet
 from rsdistill.methods import load_method
 from rsdistill.methods.base import Method
-from rsdistill.models.card import ModelCard
-from rsdistill.models.checkpoints import build_network, load_model
-from rsdistill.models.network import Network
+from rsdistill.models.checkpoints import build_network
 from rsdistill.models.weights import load_encoder_weights
 from rsdistill.reporting import Progress, Result
 from rsdistill.training import calibration, run
@@ -20,6 +16,7 @@ from rsdistill.training.loop import Fit
 from rsdistill.training.objectives import DistillObjective
 from rsdistill.training.prepare import Files, open_tile_set
 from rsdistill.training.settings import TrainingConfig
+from rsdistill.training.teachers import load_teachers
 
 
 @dataclass(frozen=True)
@@ -46,17 +43,16 @@ def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: st
     rule = load_method(lesson.method, lesson.options)
     network = build_network(lesson.arch, lesson.arch_args, len(tile_set.card.bands), len(tile_set.table))
     run.introduce(progress, fabric, config, network, load_encoder_weights(network, config.weights, offline=config.offline), serious)
-    frozen = _frozen(lesson.teachers, rule.teachers, tile_set)
+    frozen = load_teachers(lesson.teachers, rule.teachers, tile_set)
     objective = DistillObjective(network, run.supervised(config, tile_set), rule, frozen, augmentation=config.augment, seed=config.seed)
     with_context = network.needs_context or any(teacher.needs_context for teacher in frozen)
-    batches = run.source(
-        config, tile_set, with_context=with_context, unlabelled=rule.semi_supervised, labels_fraction=lesson.labels_fraction
-    )
+    pools = {"unlabelled": rule.semi_supervised, "labels_fraction": lesson.labels_fraction}
+    batches = run.source(config, tile_set, fabric, with_context=with_context, **pools)
+    if rule.semi_supervised and not len(batches.unlabelled):
+        progress.warn(f"{lesson.method} learns from unlabelled tiles and there are none: tile more scenes with --unlabelled")
     card = run.card_for(tile_set, network, lesson.arch, method=lesson.method, seed=config.seed)
 
     def before(fit: Fit) -> None:
-        for note in rule.notes:
-            progress.warn(note)
         if lesson.calibrate and rule.weights:
             _calibrate(fit, rule, lesson, progress)
 
@@ -70,35 +66,3 @@ def _calibrate(fit: Fit, rule: Method, lesson: Lesson, progress: Progress) -> No
     if lesson.balance is not None:
         rule.weights = calibration.balanced(pulls, rule.weights, lesson.balance)
     calibration.report(pulls, fit.objective.weights(), progress)
-
-
-def _frozen(paths: tuple[Path, ...], wanted: int, tile_set: TileSet) -> list[Network]:
-    """Return ``wanted`` teachers; the last one serves again where fewer were given."""
-    if not wanted:
-        return []
-    networks = []
-    for path in paths:
-        network, card = load_model(path)
-        check_fit(card, tile_set, path)
-        networks.append(network)
-    return (networks + [networks[-1]] * wanted)[: max(wanted, 1)]
-
-
-def check_fit(card: ModelCard, tile_set: TileSet, path: Path) -> None:
-    """Check that a teacher reads the bands and answers the classes of ``tile_set``, in the same order and scale.
-
-    Raises:
-        CheckpointError: with both values.
-    """
-    ours = tile_set.card
-    pairs = {
-        "classes": ([entry["id"] for entry in card.classes], list(tile_set.table.ids)),
-        "bands": (list(card.bands), list(ours.bands)),
-        "mean": ([round(value, 3) for value in card.mean], [round(value, 3) for value in ours.mean]),
-        "std": ([round(value, 3) for value in card.std], [round(value, 3) for value in ours.std]),
-    }
-    for what, (theirs, here) in pairs.items():
-        if theirs != here:
-            raise CheckpointError(
-                f"{path} has {what} {theirs}; the tile set {tile_set.folder} has {here}", hint="train the teacher on this tile set"
-            )

@@ -34,6 +34,6 @@ def train(
     run.introduce(progress, fabric, config, network, load_encoder_weights(network, config.weights, offline=config.offline), serious)
     affinity = LAD(mode=lad, weight=lad_weight) if lad != "none" and isinstance(network, GINet) else None
     objective = TeacherObjective(network, run.supervised(config, tile_set), augmentation=config.augment, seed=config.seed, lad=affinity)
-    batches = run.source(config, tile_set, with_context=network.needs_context)
+    batches = run.source(config, tile_set, fabric, with_context=network.needs_context)
     card = run.card_for(tile_set, network, arch, method="supervised", seed=config.seed)
     return run.carry_out(config, "train_teacher", objective, batches, card, files, fabric, progress)

@@ -42,7 +42,7 @@ def validator(tile_set: TileSet, card: ModelCard, kind: Literal["auto", "scene",
             window = pool.context_window(tile, np.random.default_rng(number))
             batch = normalise(collate(reader, [tile], [window], Composition(1, 1, 0, network.needs_context)), mean, std, device)
             logits = upsample(network(batch.image, batch.context).logits.float(), (card.tile or 0, card.tile or 0))
-            confusion.update(logits.argmax(1), batch.label)
+            confusion.update(logits.max(1).indices, batch.label)
         return _figures(confusion, tile_set)
 
     return by_scene if kind == "scene" or (kind == "auto" and whole) else by_tile

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from rsdistill.inference.seams import NEAR, Seams, _near, aligned
 def cut(labels: np.ndarray, heights: list[int]) -> list[Strip]:
     rows = np.cumsum([0, *heights])
     assert rows[-1] == len(labels)
-    return [Strip(int(top), labels[top:stop]) for top, stop in zip(rows, rows[1:], strict=False)]
+    return [Strip(int(top), labels[top:stop]) for top, stop in pairwise(rows)]
 
 
 @pytest.mark.parametrize(("first", "second"), [([10], [10]), ([3, 3, 4], [5, 5]), ([1] * 10, [10]), ([9, 1], [1, 9])])

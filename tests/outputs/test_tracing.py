@@ -58,9 +58,9 @@ def test_polygons_burnt_back_are_the_labels(labels: np.ndarray) -> None:
     ("drawing", "holes"),
     [
         ("111 1.1 111", 1),  # a hole
-        ("11. 1.1 111", 1),  # a ring closed by two pixels that touch at a corner: a hole that touches the shell, not a shell that touches itself
+        ("11. 1.1 111", 1),  # closed where two pixels touch at a corner: the hole touches the shell there
         ("111 1.. 111", 0),
-        (".11 1.1 11.", 1),
+        (".11 1.1 11.", 0),  # two regions that touch at corners only: neither surrounds anything
         ("1111 1.11 11.1 1111", 2),  # two holes that touch
         ("11111 1.1.1 11111", 2),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rsdistill.commands.distill import distill
+from rsdistill.commands.distill import DistillConfig, distill
 from rsdistill.commands.train_teacher import train_teacher
 from rsdistill.errors import CheckpointError, ConfigError, DivergedError, OutputExistsError, TileSetError
 from rsdistill.models.card import read_card
@@ -225,3 +225,19 @@ def test_calibration_does_not_change_the_run_and_balance_does(tiles, teacher, tm
     plain = weights("plain", calibrate=0)
     assert torch.equal(plain, weights("measured", calibrate=2))
     assert not torch.equal(plain, weights("balanced", calibrate=2, balance=0.1))
+
+
+@pytest.mark.parametrize(("given", "share"), [("1/16", 0.0625), ("0.5", 0.5), (1, 1.0)])
+def test_a_share_may_be_written_as_a_fraction(given, share):
+    assert DistillConfig.of(labels_fraction=given).labels_fraction == share
+
+
+@pytest.mark.parametrize("given", ["0/16", "2/1", "1/0", "a/b", "0"])
+def test_no_share_is_refused(given):
+    with pytest.raises(ConfigError, match="labels_fraction"):
+        DistillConfig.of(labels_fraction=given)
+
+
+def test_two_teachers_of_a_method_that_takes_one_answer_together(tiles, teacher, tmp_path):
+    result = distill(tiles=tiles, work=tmp_path, teacher=(teacher, teacher), student="linear", steps=2, **QUICK)
+    assert result.data["steps"] == 2

@@ -8,6 +8,7 @@ from rsdistill.methods import load_method
 from rsdistill.models import build_network
 from rsdistill.training.losses import Supervised
 from rsdistill.training.objectives import AUXILIARY, DistillObjective, TeacherObjective
+from rsdistill.training.teachers import Ensemble, Teacher
 
 CLASSES = 4
 
@@ -31,7 +32,7 @@ def network(arch="linear", seed=0, **args):
 
 def objective(method, student, *teachers, augmentation=0.0):
     rule = load_method(method, {})
-    made = DistillObjective(student, Supervised(("ce",)), rule, teachers, augmentation=augmentation, seed=5)
+    made = DistillObjective(student, Supervised(("ce",)), rule, [Teacher(one) for one in teachers], augmentation=augmentation, seed=5)
     made.begin(batch())
     return made
 
@@ -105,3 +106,20 @@ def test_an_auxiliary_head_counts_less():
     made = TeacherObjective(network("local", dim=8, encoder="mobilenetv4_conv_small_035"), Supervised(("ce",)), augmentation=0.0, seed=0)
     assert set(made(batch(side=64), 0)) == {"ce", "aux"}
     assert made.weights()["aux"] == AUXILIARY
+
+
+def test_a_teacher_sees_the_normalisation_that_it_was_trained_with():
+    known = network()
+    seen = batch()
+    raw = seen.image * 20.0 + 100.0
+    own = (raw - 90.0) / 40.0 * seen.valid[:, None]
+    answer = Teacher(known, torch.full((3,), 20.0 / 40.0), torch.full((3,), (100.0 - 90.0) / 40.0))(seen)
+    torch.testing.assert_close(answer.logits, known(own).logits)
+
+
+def test_an_ensemble_answers_with_the_mean_probability():
+    members = [Teacher(network(seed=1)), Teacher(network(seed=2))]
+    seen = batch()
+    mean = sum(member(seen).logits.softmax(1) for member in members) / 2
+    torch.testing.assert_close(Ensemble(members)(seen).logits.softmax(1), mean)
+    assert not any(parameter.requires_grad for parameter in Ensemble(members).parameters())

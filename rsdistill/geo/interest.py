@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import rasterio.features
 import shapely
+from affine import Affine
 from numpy.typing import NDArray
 
 from rsdistill.errors import ConfigError
@@ -46,7 +47,7 @@ class Interest:
         near = self._polygons[self._tree.query(place)]
         inside = np.zeros((window.height, window.width), np.uint8)
         if len(near):
-            shift = rasterio.Affine.translation(window.col, window.row)
+            shift = Affine.translation(window.col, window.row)
             rasterio.features.rasterize(list(near), out=inside, transform=shift, default_value=1)
         return inside.view(bool)
 

@@ -1,0 +1,137 @@
+"""The strips of a map as they are finished, kept on disk, so that a run that was killed goes on where it stopped."""
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from rsdistill.errors import DiskError, InputError, LockError
+from rsdistill.inference.blending import Strip
+from rsdistill.inference.scores import Floats
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock; there, two runs on one output are the person's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+SHARE_STEPS = 254
+NO_SHARE = 255
+"""Shares are kept as they will be written, in steps of 1/254, so that a strip from the journal becomes the same bytes."""
+
+_HEAD = struct.Struct("<4sqqII")
+"""Of a record: marker, first row, height, length of what follows, its CRC-32."""
+_MARK = b"row\n"
+
+
+class Journal:
+    """A file beside the result that holds every finished strip, each with its checksum; it goes when the map is done.
+
+    A context manager: it holds the file locked, keeps it when the run is interrupted or the machine fails, and removes it when the map
+    is finished or was refused.
+    """
+
+    def __init__(self, result: Path, mark: dict[str, Any], *, resume: bool) -> None:
+        """Name the journal of ``result``.
+
+        Args:
+            result: the file that the strips are for.
+            mark: all that the map depends on; the strips of a journal with another mark are not used.
+            resume: use what an earlier run left.
+        """
+        self.path = result.with_name(f".{result.name}.journal")
+        self.rows = 0
+        """Rows that an earlier run left."""
+        self._mark, self._resume = json.dumps(mark, sort_keys=True, default=str).encode() + b"\n", resume
+        self._file: IO[bytes]
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+        self._lock()
+        if not (self._resume and self._file.readline() == self._mark):
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(self._mark)
+        self._start = self._file.tell()
+        for strip in self._records():
+            self.rows = strip.row + strip.labels.shape[0]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None or issubclass(kind, InputError):
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def strips(self, make: Callable[[int], Iterator[Strip]]) -> Iterator[Strip]:
+        """Yield the strips at hand, then those that ``make(row)`` makes for the rows from ``row`` on, each kept before it is yielded.
+
+        Raises:
+            DiskError: a strip cannot be kept.
+        """
+        yield from self._records()
+        for strip in make(self.rows):
+            self._keep(strip)
+            yield strip
+
+    def _keep(self, strip: Strip) -> None:
+        planes = [strip.labels, *(_steps(share) for share in (strip.confidence, strip.probabilities) if share is not None)]
+        body = zlib.compress(b"".join(plane.tobytes() for plane in planes), 1)
+        layout = json.dumps([list(plane.shape) for plane in planes]).encode() + b"\n"
+        record = layout + body
+        try:
+            self._file.write(_HEAD.pack(_MARK, strip.row, strip.labels.shape[0], len(record), zlib.crc32(record)) + record)
+            self._file.flush()
+        except OSError as error:
+            raise DiskError(f"cannot write {self.path}: {error.strerror}", hint="free some space; --resume then goes on") from error
+
+    def _records(self) -> Iterator[Strip]:
+        """Yield whole strips from the start of the file; what follows the last of them was torn by a crash and is cut off."""
+        self._file.seek(self._start)
+        row = 0
+        while (end := self._file.tell()) >= 0:
+            head = self._file.read(_HEAD.size)
+            if len(head) < _HEAD.size or (fields := _HEAD.unpack(head))[:2] != (_MARK, row):
+                break
+            record = self._file.read(fields[3])
+            if len(record) < fields[3] or zlib.crc32(record) != fields[4]:
+                break
+            yield _strip(row, record)
+            row += fields[2]
+        self._file.seek(end)
+        self._file.truncate()
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise LockError(f"another run is writing {self.path.name[1:-8]}", hint="wait for it, or name another output") from None
+        if not self.path.exists() or not os.path.sameopenfile(self._file.fileno(), os.open(self.path, os.O_RDONLY)):
+            raise LockError(f"another run has just written {self.path.name[1:-8]}", hint="look at it, then run again")
+
+
+def _strip(row: int, record: bytes) -> Strip:
+    layout, _, body = record.partition(b"\n")
+    shapes = [tuple(shape) for shape in json.loads(layout)]
+    values = np.frombuffer(bytearray(zlib.decompress(body)), np.uint8)
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    labels, *shares = (part.reshape(shape) for part, shape in zip(np.split(values, ends[:-1]), shapes, strict=True))
+    confidence = [_share(share) for share in shares if share.ndim == 2]
+    probabilities = [_share(share) for share in shares if share.ndim == 3]
+    return Strip(row, labels, confidence[0] if confidence else None, probabilities[0] if probabilities else None)
+
+
+def _steps(share: Floats) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.where(np.isnan(share), NO_SHARE, np.rint(share * SHARE_STEPS)).astype(np.uint8)
+
+
+def _share(steps: np.ndarray[Any, np.dtype[np.uint8]]) -> Floats:
+    return np.where(steps == NO_SHARE, np.float32(np.nan), steps / np.float32(SHARE_STEPS))
