@@ -17,7 +17,7 @@ class Context(NamedTuple):
     """(M, h, w) bool."""
     box: Tensor
     """(B, 4) float32 top, left, bottom, right of each tile in [0, 1] of its context image (pixel edges)."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
     """(B,) int64: which context image each tile belongs to."""
     label: Tensor | None = None
     """(M, h, w) int64 majority label of each context pixel, IGNORE where none; None outside training."""

@@ -4,7 +4,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,7 +26,14 @@ class Config(BaseModel):
 
     @classmethod
     def of(cls, **options: Any) -> Self:
-        """Validate ``options``; raise :class:`~rsdistill.errors.ConfigError` with one line about the first that is wrong."""
+        """Validate ``options``, where one value may stand for many.
+
+        Raises:
+            ConfigError: one line about the first that is wrong.
+        """
+        for name in options.keys() & cls.model_fields.keys():
+            if get_origin(cls.model_fields[name].annotation) is tuple and isinstance(options[name], str | int | Path):
+                options[name] = (options[name],)
         try:
             return cls(**options)
         except ValidationError as error:

@@ -205,3 +205,8 @@ def test_a_run_file_repeats_a_run(tmp_path):
     written = tomllib.loads(run_file(config, "echo"))
     assert written.pop("command") == "echo"
     assert EchoConfig.of(**written) == config
+
+
+def test_one_value_may_stand_for_many_in_python():
+    assert EchoConfig.of(words="one").words == ("one",)
+    assert EchoConfig.of(bands=3).bands == (3,)

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from rsdistill.inference.mapping import Mapper
     from rsdistill.inference.products import Products
 
-CACHE_BYTES = 64 << 20
-"""GDAL's block cache: rows are read once and whole, so that more would only hold what is not needed again."""
-
 
 class PredictConfig(MapConfig):
     """Options of ``predict``."""
@@ -35,6 +32,7 @@ class PredictConfig(MapConfig):
     simplify: float = Field(0.0, ge=0, description="Tolerance of simplified polygon outlines, in units of the CRS; no gaps open.")
     compress: Literal["deflate", "zstd", "lzw", "lzma", "none"] = Field("deflate", description="Compression of rasters.")
     co: dict[str, str] = Field({}, description="Further creation option of the COG driver, KEY=VALUE (repeat for more).")
+    resume: bool = Field(False, description="Go on where an interrupted run of the same command stopped.")
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ def predict(scenes: Any, *, progress: Progress = SILENT, **options: Any) -> Resu
     result is one file per --out, named and coloured for QGIS, with a run file that repeats it.
     """
     config = PredictConfig.of(scenes=(scenes,) if isinstance(scenes, str | Path) else scenes, **options)
-    import rasterio
-
+    from rsdistill.geo.caching import bounded_cache
     from rsdistill.geo.scenes import find_scenes
     from rsdistill.inference.loading import find_model
     from rsdistill.inference.mapping import Mapper
@@ -69,7 +66,7 @@ def predict(scenes: Any, *, progress: Progress = SILENT, **options: Any) -> Resu
     mapper = Mapper(config, find_model(config.work, config.model), progress)
     mapped: list[Mapped] = []
     failures: list[str] = []
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+    with bounded_cache():
         for scene, products in named.items():
             try:
                 mapped.append(_map(scene, products, mapper, config))
@@ -89,18 +86,21 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
     from rsdistill import __version__
     from rsdistill.inference.blending import Wanted
     from rsdistill.inference.engine import Stats
+    from rsdistill.inference.journal import Journal
     from rsdistill.inference.products import Look, write_products
 
     start, stats = perf_counter(), Stats()
     wanted = Wanted(confidence=products.confidence is not None, probabilities=products.probabilities is not None)
     tags = {"RSDISTILL_VERSION": __version__, "RSDISTILL_COMMAND": "predict", "RSDISTILL_MODEL": mapper.digest}
-    with mapper.open(path) as scene:
+    with mapper.open(path) as scene, Journal(products.paths[0], mapper.mark(scene, wanted), resume=config.resume) as journal:
+        if journal.rows:
+            mapper.progress.message(f"{path}: {journal.rows} rows were mapped by an earlier run")
         frame, interest = mapper.frame(scene), mapper.interest(scene)
         aoi = interest and interest.geometry
         look = Look(config.compress, config.co, tags, config.min_area, config.simplify, aoi, config.overwrite)
         whole = frame == scene.grid.window
         pixels = write_products(
-            mapper.strips(scene, wanted, stats), scene.grid[frame], mapper.table, products, look, scene=path if whole else None
+            mapper.strips(scene, wanted, stats, journal), scene.grid[frame], mapper.table, products, look, scene=path if whole else None
         )
     _write_runs(path, products, config)
     classes = dict(zip(mapper.table.names, pixels, strict=True))

@@ -1,8 +1,9 @@
 """``tile``: scenes and labels in, a tile set out."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rsdistill.data.building import Built, Recipe
     from rsdistill.data.intake import Intake
     from rsdistill.data.layout import SplitRule
+    from rsdistill.geo.classes import ClassTable
     from rsdistill.geo.scenes import Scene
 
 
@@ -50,15 +52,27 @@ class TileConfig(RunConfig):
     allow_vrt: bool = Field(False, description="Take VRTs whose sources lie in their folder.")
     allow_remote: bool = Field(False, description="Take URLs.")
     dataset: str | None = Field(
-        None, description="A dataset of the papers instead of scenes: potsdam, vaihingen, deepglobe, inria, gid15, loveda, landcoverai, whdld."
+        None, description="Instead of scenes: potsdam, vaihingen, deepglobe, inria, gid15, loveda, landcoverai or whdld."
     )
     root: Path | None = Field(None, description="Folder that --dataset was unpacked in.")
-    protocol: str | None = Field(None, description="How --dataset is split (default: its own split); lists reads train.txt, val.txt, test.txt.")
+    protocol: str | None = Field(None, description="How --dataset is split: by its own rule, or by lists, its train.txt, val.txt, test.txt.")
 
     @property
     def folder(self) -> Path:
         """Where the tile set goes."""
         return self.out or self.work / "tiles"
+
+
+class _Sources(NamedTuple):
+    """The files to read."""
+
+    paths: list[Path]
+    names: list[str]
+    labels: list[Path | None]
+    splits: dict[str, str]
+    """Scenes that a dataset keeps for val or test."""
+    table: "ClassTable | None"
+    """The dataset's classes."""
 
 
 def tile(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Result:
@@ -103,11 +117,12 @@ def _recipe(config: TileConfig, progress: Progress) -> tuple["Recipe", list[str]
     from rsdistill.data.sampling import ENOUGH_TILES, choose_tile
     from rsdistill.geo.burning import BurnOptions
 
-    intakes, failures = _take_in(config, progress)
+    sources = _sources(config, progress)
+    intakes, failures = _take_in(config, sources, progress)
     bands, dtype = fit_together(intakes, config.bands)
     burn = BurnOptions(config.label_field, config.burn, config.background)
     beside = [place if place.is_dir() else place.parent for place in (*config.labels, *(one.scene.path for one in intakes))]
-    table = choose_table(config.classes, [one.label for one in intakes if one.label], beside, burn, progress)
+    table = sources.table or choose_table(config.classes, [one.label for one in intakes if one.label], beside, burn, progress)
     side = config.tile or choose_tile([one.size for one in intakes if one.label] or [one.size for one in intakes])
     if config.tile is None:
         progress.message(f"tiles of {side} pixels: the largest of which the scenes hold {ENOUGH_TILES}, up to 512; --tile sets another")
@@ -116,30 +131,49 @@ def _recipe(config: TileConfig, progress: Progress) -> tuple["Recipe", list[str]
     if config.block is not None and config.block < side:
         raise ConfigError(f"block {config.block} is less than tile {side}", hint="a block holds whole tiles")
     recipe = Recipe(
-        tuple(intakes), table, bands, dtype, burn, side, config.overlap, _rule(config), config.min_valid, config.folder,
+        tuple(intakes), table, bands, dtype, burn, side, config.overlap, _rule(config, sources), config.min_valid, config.folder,
         nodata=config.nodata or None, chips=config.chips, skip_bad=config.skip_bad, allow_vrt=config.allow_vrt,
         allow_remote=config.allow_remote,
     )  # fmt: skip
     return recipe, failures
 
 
-def _take_in(config: TileConfig, progress: Progress) -> tuple[list["Intake"], list[str]]:
-    """Open every scene and find its label; return them, and a sentence for every scene left out."""
-    from rsdistill.data.intake import Intake, unique_names
+def _sources(config: TileConfig, progress: Progress) -> _Sources:
+    """Find the scenes that were named, or those of a dataset, and the labels of each."""
+    from rsdistill.data.intake import unique_names
     from rsdistill.geo.labels import find_labels
     from rsdistill.geo.scenes import find_scenes
 
-    paths = find_scenes(config.scenes, progress=progress)
-    labels = find_labels(paths, config.labels)
-    missing = [str(path) for path, label in zip(paths, labels, strict=True) if label is None]
+    table, splits = None, {}
+    if config.dataset is not None and config.root is not None:
+        from rsdistill.data.presets import open_preset
+
+        found, table, rule = open_preset(config.dataset, config.root, config.protocol)
+        progress.message(f"{config.dataset}: {rule}")
+        found = [one for one in found if one.label is not None or config.unlabelled]
+        if not found:
+            raise LabelError(f"no scene of {config.dataset} in {config.root} has a label", hint="are the labels unpacked beside the scenes?")
+        paths, labels = [one.path for one in found], [one.label for one in found]
+        names = unique_names(paths)
+        splits = {name: one.split for name, one in zip(names, found, strict=True) if one.label and one.split in ("val", "test")}
+    else:
+        paths = find_scenes(config.scenes, progress=progress)
+        labels, names = find_labels(paths, config.labels), unique_names(paths)
+    missing = [path for path, label in zip(paths, labels, strict=True) if label is None]
     if missing and not config.unlabelled:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise LabelError(f"no label for {', '.join(missing[:3])}{more}", hint="--labels names them; --unlabelled takes scenes without")
+        raise LabelError(f"no label for {_few(missing)}", hint="--labels names them; --unlabelled takes scenes without")
     if missing:
-        progress.message(f"without labels: {', '.join(missing)}")
+        progress.message(f"without labels: {_few(missing)}")
+    return _Sources(paths, names, labels, splits, table)
+
+
+def _take_in(config: TileConfig, sources: _Sources, progress: Progress) -> tuple[list["Intake"], list[str]]:
+    """Open every scene; return them, and a sentence for every scene left out."""
+    from rsdistill.data.intake import Intake
+
     intakes: list[Intake] = []
     failures: list[str] = []
-    for path, name, label in zip(paths, unique_names(paths), labels, strict=True):
+    for path, name, label in zip(sources.paths, sources.names, sources.labels, strict=True):
         try:
             intakes.append(Intake(name, _open(path, config, progress), label))
         except SceneError as error:
@@ -149,11 +183,11 @@ def _take_in(config: TileConfig, progress: Progress) -> tuple[list["Intake"], li
             progress.warn(f"left out: {error}")
     if not intakes:
         raise SceneError(f"no scene is left: {failures[0]}", hint="rsdistill check looks at each")
-    nowhere = [str(one.scene.path) for one in intakes if not one.scene.grid.georeferenced]
+    nowhere = [one.scene.path for one in intakes if not one.scene.grid.georeferenced]
     if nowhere and config.require_crs:
         raise SceneError(f"{nowhere[0]} has no CRS", hint="set it with gdal_edit.py -a_srs, or leave out --require-crs")
     if nowhere:
-        progress.warn(f"no CRS, taken in pixel coordinates: {', '.join(nowhere)}")
+        progress.warn(f"no CRS, taken in pixel coordinates: {_few(nowhere)}")
     return intakes, failures
 
 
@@ -182,10 +216,20 @@ def _upright(one: "Intake", folder: Path) -> "Intake":
     return replace(one, scene=open_scene(path))
 
 
-def _rule(config: TileConfig) -> "SplitRule":
+def _few(paths: Sequence[Path]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(map(str, paths[:3])) + more
+
+
+def _rule(config: TileConfig, sources: _Sources) -> "SplitRule":
+    from glob import escape
+
     from rsdistill.data.layout import SplitRule
 
-    named = {"val": config.val_scenes, "test": config.test_scenes}
+    named = {
+        split: wanted or tuple(escape(name) for name, found in sources.splits.items() if found == split)
+        for split, wanted in (("val", config.val_scenes), ("test", config.test_scenes))
+    }
     return SplitRule(config.split_by, {"val": config.val, "test": config.test}, named, config.block, config.seed)
 
 

@@ -124,9 +124,8 @@ def _deepglobe_table() -> ClassTable:
 
 
 def _landcover_table() -> ClassTable:
-    names, colors = _torchgeo().LandCoverAI.classes, _torchgeo().LandCoverAI.cmap
-    rows = [LandClass(0, "background", "#d9d9d9"), *(LandClass(i, names[i].lower(), _hex(colors[i])) for i in range(1, len(names)))]
-    return ClassTable(tuple(rows))
+    names, colors = ("background", "building", "woodland", "water", "road"), ("#d9d9d9", "#614a4a", "#267300", "#00c5ff", "#cfcfcf")
+    return ClassTable(tuple(LandClass(i, *pair) for i, pair in enumerate(zip(names, colors, strict=True))))
 
 
 def _numbered(names: Sequence[str], ignore: tuple[int, ...] = (0,)) -> Callable[[], ClassTable]:
@@ -192,8 +191,8 @@ def _torchgeo() -> Any:
 _LISTS = {"lists": _by_lists}
 _LOVEDA = ("background", "building", "road", "water", "barren", "forest", "agriculture")
 _GID15 = (
-    "industrial land", "urban residential", "rural residential", "traffic land", "paddy field", "irrigated land", "dry cropland", "garden plot",
-    "arbor woodland", "shrub land", "natural grassland", "artificial grassland", "river", "lake", "pond",
+    "industrial land", "urban residential", "rural residential", "traffic land", "paddy field", "irrigated land", "dry cropland",
+    "garden plot", "arbor woodland", "shrub land", "natural grassland", "artificial grassland", "river", "lake", "pond",
 )  # fmt: skip
 
 PRESETS: dict[str, Preset] = {
@@ -213,7 +212,7 @@ PRESETS: dict[str, Preset] = {
     "inria": Preset(
         ("AerialImageDataset/train/images/*.tif", "train/images/*.tif"), _moved(("images", "gt")), _inria_table,
         {"official": _inria, "glnet": _shared_out, **_LISTS},
-        "the papers' figure is the IoU of building alone, on a random split of all cities",
+        "the papers' figure is the IoU of building alone, on a random split of all cities (--protocol glnet --split-by scene)",
     ),
     "gid15": Preset(
         ("GID/img_dir/*/*.tif", "img_dir/*/*.tif"), _gid_label, _numbered(_GID15), {"official": _by_folder, **_LISTS},
@@ -230,7 +229,7 @@ PRESETS: dict[str, Preset] = {
     "whdld": Preset(
         ("Images/*.jpg", "images/*.jpg"), _whdld_label, _whdld_table,
         {"shared": _shared_out, **_LISTS},
-        "there is no official split: papers share the 4 940 images out at random",
+        "there is no official split: papers share the 4940 images out at random (--split-by scene)",
     ),
 }  # fmt: skip
 """The datasets that ``tile --dataset`` knows."""

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -68,8 +69,10 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
+        mode = _fresh_mode(partial)
         yield partial
         _flush(partial)
+        partial.chmod(mode)
         for suffix in _STALE_SIDECARS:
             target.with_name(target.name + suffix).unlink(missing_ok=True)
         partial.replace(target)
@@ -112,6 +115,14 @@ def fsync_dir(folder: Path) -> None:
     """Flush a folder's entries to disk, where the system can."""
     if os.name == "posix":
         _flush(folder)
+
+
+def _fresh_mode(path: Path) -> int:
+    """Return the permissions that a new file gets here; some writers make theirs readable by the owner only."""
+    path.touch()
+    mode = path.stat().st_mode
+    path.unlink()
+    return stat.S_IMODE(mode)
 
 
 def _flush(path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,17 +16,15 @@ from rsdistill.errors import DiskError, InputError, LockError
 from rsdistill.inference.blending import Strip
 from rsdistill.inference.scores import Floats
 
-try:
+if sys.platform != "win32":  # which has no such lock: there, two runs on one output are the person's to avoid
     import fcntl
-except ImportError:  # Windows has no such lock; there, two runs on one output are the person's to avoid
-    fcntl = None  # type: ignore[assignment]
 
 SHARE_STEPS = 254
 NO_SHARE = 255
 """Shares are kept as they will be written, in steps of 1/254, so that a strip from the journal becomes the same bytes."""
 
-_HEAD = struct.Struct("<4sqqII")
-"""Of a record: marker, first row, height, length of what follows, its CRC-32."""
+_HEAD = struct.Struct("<4sqII")
+"""Of a record: marker, first row, length of what follows, its CRC-32."""
 _MARK = b"row\n"
 
 
@@ -44,15 +43,19 @@ class Journal:
             mark: all that the map depends on; the strips of a journal with another mark are not used.
             resume: use what an earlier run left.
         """
+        self._result = result
         self.path = result.with_name(f".{result.name}.journal")
         self.rows = 0
-        """Rows that an earlier run left."""
+        """Rows that are kept: to begin with, those that an earlier run left."""
         self._mark, self._resume = json.dumps(mark, sort_keys=True, default=str).encode() + b"\n", resume
         self._file: IO[bytes]
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        except OSError as error:
+            raise DiskError(f"cannot write {self.path}: {error.strerror}", hint="check permission and the folder's name") from error
         self._lock()
         if not (self._resume and self._file.readline() == self._mark):
             self._file.seek(0)
@@ -64,11 +67,11 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None or issubclass(kind, InputError):
+        if kind is None or issubclass(kind, InputError) or not self.rows:
             self.path.unlink(missing_ok=True)
         self._file.close()
 
-    def strips(self, make: Callable[[int], Iterator[Strip]]) -> Iterator[Strip]:
+    def kept(self, make: Callable[[int], Iterator[Strip]]) -> Iterator[Strip]:
         """Yield the strips at hand, then those that ``make(row)`` makes for the rows from ``row`` on, each kept before it is yielded.
 
         Raises:
@@ -85,10 +88,11 @@ class Journal:
         layout = json.dumps([list(plane.shape) for plane in planes]).encode() + b"\n"
         record = layout + body
         try:
-            self._file.write(_HEAD.pack(_MARK, strip.row, strip.labels.shape[0], len(record), zlib.crc32(record)) + record)
+            self._file.write(_HEAD.pack(_MARK, strip.row, len(record), zlib.crc32(record)) + record)
             self._file.flush()
         except OSError as error:
             raise DiskError(f"cannot write {self.path}: {error.strerror}", hint="free some space; --resume then goes on") from error
+        self.rows = strip.row + strip.labels.shape[0]
 
     def _records(self) -> Iterator[Strip]:
         """Yield whole strips from the start of the file; what follows the last of them was torn by a crash and is cut off."""
@@ -98,24 +102,26 @@ class Journal:
             head = self._file.read(_HEAD.size)
             if len(head) < _HEAD.size or (fields := _HEAD.unpack(head))[:2] != (_MARK, row):
                 break
-            record = self._file.read(fields[3])
-            if len(record) < fields[3] or zlib.crc32(record) != fields[4]:
+            record = self._file.read(fields[2])
+            if len(record) < fields[2] or zlib.crc32(record) != fields[3]:
                 break
-            yield _strip(row, record)
-            row += fields[2]
+            strip = _strip(row, record)
+            yield strip
+            row += strip.labels.shape[0]
         self._file.seek(end)
         self._file.truncate()
 
     def _lock(self) -> None:
-        if fcntl is None:
+        if sys.platform == "win32":
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.fstat(self._file.fileno()).st_nlink > 0  # else a run that has just finished removed it before we had the lock
         except OSError:
+            held = False
+        if not held:
             self._file.close()
-            raise LockError(f"another run is writing {self.path.name[1:-8]}", hint="wait for it, or name another output") from None
-        if not self.path.exists() or not os.path.sameopenfile(self._file.fileno(), os.open(self.path, os.O_RDONLY)):
-            raise LockError(f"another run has just written {self.path.name[1:-8]}", hint="look at it, then run again")
+            raise LockError(f"another run is writing {self._result}", hint="wait for it, or name another output")
 
 
 def _strip(row: int, record: bytes) -> Strip:

@@ -4,9 +4,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from rsdistill import __version__
 from rsdistill.errors import ConfigError, SceneError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.interest import Interest
@@ -15,6 +17,7 @@ from rsdistill.geo.windows import Grid, Window
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.blending import Strip, Wanted
 from rsdistill.inference.engine import Stats, strips
+from rsdistill.inference.journal import Journal
 from rsdistill.inference.loading import Model, backend_for, load, read_model_card
 from rsdistill.inference.products import framed
 from rsdistill.inference.settings import MapConfig
@@ -23,6 +26,7 @@ from rsdistill.reporting import SILENT, Progress
 PIXEL_SIZE_RATIO = 1.2
 """A pixel size that differs from the card's by more is worth a warning."""
 METRES_A_DEGREE = 111_320.0
+LABELS = Wanted()
 CPU_BATCH, ACCELERATOR_BATCH = 2, 16
 """Windows at once: on the processor, more make nothing faster."""
 
@@ -106,33 +110,70 @@ class Mapper:
         """
         return Interest(self.config.aoi, scene.grid) if self.config.aoi else None
 
-    def strips(self, scene: Scene, wanted: Wanted = Wanted(), stats: Stats | None = None) -> Iterator[Strip]:  # noqa: B008
+    def area(self, scene: Scene, interest: Interest | None) -> Window:
+        """Return the part of :meth:`frame` that has to be mapped.
+
+        Raises:
+            ConfigError: nothing of what is of interest lies in the window.
+        """
+        frame = self.frame(scene)
+        area = frame.intersection(interest.window) if interest else frame
+        if 0 in area[2:]:
+            raise ConfigError(f"no polygon of {self.config.aoi} lies in the window", hint="leave one of --aoi and --window out")
+        return area
+
+    def strips(
+        self, scene: Scene, wanted: Wanted = LABELS, stats: Stats | None = None, journal: Journal | None = None
+    ) -> Iterator[Strip]:
         """Map ``scene`` and yield strips that cover :meth:`frame` from top to bottom, counted from its corner.
+
+        Args:
+            scene: from :meth:`open`.
+            wanted: what strips carry beside labels.
+            stats: filled while the strips are made.
+            journal: keeps the strips, and gives back those that an earlier run kept.
 
         Raises:
             ConfigError: an option does not fit the model or the scene.
         """
-        config, frame, interest = self.config, self.frame(scene), self.interest(scene)
-        area = frame.intersection(interest.window) if interest else frame
-        if 0 in area[2:]:
-            raise ConfigError(f"no polygon of {config.aoi} lies in the window", hint="leave one of --aoi and --window out")
-        windows = self.model.windows(config.tile, config.margin)
-        found = strips(
-            scene,
-            self.backend(scene),
-            bands=self.bands(scene),
-            tile=windows.tile,
-            margin=windows.margin,
-            batch=config.batch or self._default_batch(),
-            blend=config.blend,
-            confidence=wanted.confidence,
-            probabilities=wanted.probabilities,
-            window=area,
-            within=interest,
-            stats=stats,
-            progress=self.progress,
-        )
-        return framed(found, area, frame, len(self.table))
+        config, interest = self.config, self.interest(scene)
+        area, windows, backend = self.area(scene, interest), self.model.windows(config.tile, config.margin), self.backend(scene)
+
+        def below(row: int) -> Iterator[Strip]:
+            """Map what lies below the first ``row`` rows of the area."""
+            if row == area.height:
+                return
+            for strip in strips(
+                scene,
+                backend,
+                bands=self.bands(scene),
+                tile=windows.tile,
+                margin=windows.margin,
+                batch=config.batch or self._default_batch(),
+                blend=config.blend,
+                confidence=wanted.confidence,
+                probabilities=wanted.probabilities,
+                window=Window(area.row + row, area.col, area.height - row, area.width),
+                within=interest,
+                stats=stats,
+                progress=self.progress,
+            ):
+                yield strip._replace(row=strip.row + row)
+
+        found = journal.kept(below) if journal else below(0)
+        return framed(found, area, self.frame(scene), len(self.table))
+
+    def mark(self, scene: Scene, wanted: Wanted) -> dict[str, Any]:
+        """Return all that the map of ``scene`` depends on: two runs with one mark make the same strips."""
+        fields = set(MapConfig.model_fields) - {"work", "model", "overwrite", "threads"}
+        return {
+            "version": __version__,
+            "model": self.digest,
+            "scene": [scene.fingerprint, *_file_state(scene.path)],
+            "aoi": self.config.aoi and _file_state(self.config.aoi),
+            "options": self.config.model_dump(mode="json", include=fields),
+            "wanted": list(vars(wanted).values()),
+        }
 
     def backend(self, scene: Scene) -> Backend:
         """Return what runs the model on ``scene``.
@@ -186,6 +227,14 @@ class Mapper:
                 f"{scene.path} has pixels of {ours[0]:.3g} m, {self.path} was trained on {theirs[0]:.3g} m: expect a worse map "
                 "(--pixel-size resamples)"
             )
+
+
+def _file_state(path: Path) -> tuple[int, int]:
+    """Return a file's length and date; zeros for what is no local file."""
+    if not path.is_file():
+        return 0, 0
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def ground_size(grid: Grid) -> tuple[float, float] | None:

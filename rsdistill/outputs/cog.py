@@ -72,7 +72,7 @@ def check_options(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def virtual_raster(
-    source: Path, grid: Grid, dtype: str, nodata: int, bands: Sequence[str], *, tags: Mapping[str, str], decorate: Decorate
+    source: Path, grid: Grid, dtype: str, nodata: int | None, bands: Sequence[str], *, tags: Mapping[str, str], decorate: Decorate
 ) -> str:
     """Return the XML of a virtual raster over ``source`` with this grid, nodata, band names and tags.
 
@@ -89,7 +89,8 @@ def virtual_raster(
     for number, name in enumerate(bands, start=1):
         band = ET.SubElement(root, "VRTRasterBand", dataType=_TYPES[dtype], band=str(number))
         ET.SubElement(band, "Description").text = name
-        ET.SubElement(band, "NoDataValue").text = str(nodata)
+        if nodata is not None:
+            ET.SubElement(band, "NoDataValue").text = str(nodata)
         decorate(band)
         simple = ET.SubElement(band, "SimpleSource")
         ET.SubElement(simple, "SourceFilename", relativeToVRT="0").text = str(source.absolute())

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
-from rsdistill.errors import DiskError
+from rsdistill.errors import DiskError, MaskError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.files import atomic, refuse_existing
+from rsdistill.geo.scenes import open_scene
 from rsdistill.geo.windows import Grid
 from rsdistill.outputs.cog import (
     BLOCK,
@@ -32,9 +33,11 @@ from rsdistill.outputs.cog import (
     check_options,
     checksum,
     copy_to_cog,
+    quiet,
     virtual_raster,
     writing,
 )
+from rsdistill.outputs.masks import read_mask
 from rsdistill.outputs.styles import aux_xml, class_style
 
 SHARE_NODATA = 255
@@ -205,13 +208,23 @@ def restyle(mask: Path, table: ClassTable) -> None:
     """Give the mask ``mask`` the colours and names of ``table``: palette, ``.aux.xml`` and ``.qml``.
 
     A palette sits in front of the pixels of a COG, so the file is written anew, with the same pixels, tags and compression.
+
+    Raises:
+        MaskError: it is no mask, or holds a value that is no class of ``table``.
     """
-    with rasterio.open(mask) as file:
-        grid = Grid(file.height, file.width, file.crs, file.transform)
-        dtype, nodata, tags, compress = file.dtypes[0], int(file.nodata), file.tags(), str(file.profile.get("compress", "none"))
+    with open_scene(mask) as scene:
+        for _ in read_mask(scene, table):
+            pass
+        grid, dtype, nodata = scene.grid, scene.dtype, scene.nodata[0]
+    if dtype != table.dtype:
+        raise MaskError(f"{mask} is {dtype}, a mask of these classes is {table.dtype}", hint="ids from 255 on need uint16: predict again")
+    with quiet(), rasterio.open(mask) as file:
+        tags, before = file.tags(), file.profile.get("compress", "none")
     with atomic(mask) as partial:
-        virtual = virtual_raster(mask, grid, dtype, nodata, ["class"], tags=tags, decorate=lambda band: add_palette(band, table))
+        kept = None if nodata is None else int(nodata)
+        compress = next((one for one in get_args(Compression) if one == before), "deflate")
+        virtual = virtual_raster(mask, grid, dtype, kept, ["class"], tags=tags, decorate=lambda band: add_palette(band, table))
         with writing(mask):
-            copy_to_cog(virtual, partial, "MODE", compress, {})  # type: ignore[arg-type]
+            copy_to_cog(virtual, partial, "MODE", compress, {})
         check_pixels(partial, [checksum(rows) for _, rows in block_rows(mask)], mask)
-        write_sidecars(mask, table)
+    write_sidecars(mask, table)

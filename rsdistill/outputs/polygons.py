@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyogrio
 import shapely
 from numpy.typing import NDArray
 
@@ -75,13 +76,43 @@ def write_polygons(
             polygons = clip(polygons, measure.to_pixels(np.array([aoi], object))[0])
         with atomic(path) as made:
             batches = (to_columns(some, table, measure, confidence=confidence is not None) for some in polygons)
-            count = write_vectors(made, layer, labels.grid.crs, batches)
+            count = write_vectors(made, layer, labels.grid.crs, batches, final=path)
             if path.suffix == ".gpkg":
                 add_layer_style(made, layer, class_style(table), column=GEOMETRY)
     if path.suffix != ".gpkg":
-        with atomic(path.with_suffix(".qml")) as made:
-            made.write_text(class_style(table), encoding="utf-8")
+        _write_style(path, table)
     return count
+
+
+def restyle_polygons(path: Path, table: ClassTable, *, layer: str | None = None) -> None:
+    """Give polygons the colours and names of ``table`` in QGIS; the columns that each polygon carries stay as they are.
+
+    Args:
+        path: file of polygons, as :func:`write_polygons` makes it.
+        table: the wanted names and colours.
+        layer: layer of a GeoPackage; by default its only one.
+
+    Raises:
+        MaskError: a GeoPackage without such a layer.
+    """
+    if path.suffix != ".gpkg":
+        _write_style(path, table)
+        return
+    try:
+        layers = [str(name) for name, geometry in pyogrio.list_layers(path) if geometry]
+    except pyogrio.errors.DataSourceError:
+        raise MaskError(f"{path} is no GeoPackage", hint="name a file that rsdistill predict wrote") from None
+    if layer is None and len(layers) == 1:
+        layer = layers[0]
+    if layer not in layers:
+        wanted = f"layer '{layer}'" if layer else "one layer of polygons"
+        raise MaskError(f"{path} has not {wanted} but: {', '.join(layers) or 'none'}", hint="name one with --layer")
+    add_layer_style(path, layer, class_style(table), column=GEOMETRY)
+
+
+def _write_style(path: Path, table: ClassTable) -> None:
+    with atomic(path.with_suffix(".qml")) as made:
+        made.write_text(class_style(table), encoding="utf-8")
 
 
 def read_strips(mask: Scene, table: ClassTable, confidence: Path | None = None) -> Iterator[Strip]:

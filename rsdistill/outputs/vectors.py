@@ -23,11 +23,15 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     # longitude and latitude, as the standard demands; nine decimals are a tenth of a millimetre, so that small pixels keep their shape
     "GeoJSON": {"layer_options": {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}},
 }
+_PLAIN_OPTIONS = _OPTIONS | {"GeoJSON": {}}
+"""Without a CRS there is no longitude and latitude."""
 
 Columns = dict[str, NDArray[Any]]
 
 
-def write_vectors(path: Path, layer: str, crs: CRS | None, batches: Iterable[tuple[NDArray[np.object_], Columns]]) -> int:
+def write_vectors(
+    path: Path, layer: str, crs: CRS | None, batches: Iterable[tuple[NDArray[np.object_], Columns]], *, final: Path | None = None
+) -> int:
     """Write polygons and return how many there are.
 
     Args:
@@ -35,6 +39,7 @@ def write_vectors(path: Path, layer: str, crs: CRS | None, batches: Iterable[tup
         layer: name of the layer.
         crs: of the shapes; None for none.
         batches: shapes and as many values of every column. One batch at least, even if it is empty: it tells the columns' types.
+        final: what the file is to become, for messages.
 
     Raises:
         DiskError: the file could not be written whole.
@@ -50,10 +55,12 @@ def write_vectors(path: Path, layer: str, crs: CRS | None, batches: Iterable[tup
         if stream.error is not None:
             raise stream.error from None
         if isinstance(error, (OSError, RuntimeError, pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError)):
-            raise DiskError(f"cannot write {path}: {' '.join(str(error).split())}", hint="check space and permission") from error
+            raise DiskError(f"cannot write {final or path}: {' '.join(str(error).split())}", hint="check space and permission") from error
         raise
     if stream.error is not None:
         raise stream.error
+    if count_features(path, layer) != stream.count:
+        raise DiskError(f"{final or path} does not hold all {stream.count} polygons", hint="check the disk's space and health")
     return stream.count
 
 
@@ -112,10 +119,8 @@ def _write_with_gdal(path: Path, layer: str, crs: CRS | None, stream: _Stream) -
             geometry_name=GEOMETRY,
             geometry_type="Polygon",
             crs=None if crs is None else crs.to_wkt(),
-            **_OPTIONS.get(driver, {}),
+            **(_PLAIN_OPTIONS if crs is None else _OPTIONS).get(driver, {}),
         )
-    if stream.error is None and pyogrio.read_info(path, layer=layer, force_feature_count=True)["features"] != stream.count:
-        raise DiskError(f"{path} does not hold all {stream.count} polygons", hint="check the disk's space and health")
 
 
 def _write_parquet(path: Path, crs: CRS | None, stream: _Stream) -> None:
@@ -128,3 +133,12 @@ def _write_parquet(path: Path, crs: CRS | None, stream: _Stream) -> None:
     with parquet.ParquetWriter(path, stream.schema.with_metadata({"geo": json.dumps(geo)}), compression="zstd") as writer:
         for batch in stream:
             writer.write_batch(batch.replace_schema_metadata({"geo": json.dumps(geo)}))
+
+
+def count_features(path: Path, layer: str) -> int:
+    """Return how many polygons the finished file holds: GDAL does not report every write that a full disk swallowed."""
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return int(parquet.read_metadata(path).num_rows)
+    return int(pyogrio.read_info(path, layer=layer, force_feature_count=True)["features"])

@@ -43,8 +43,8 @@ def gradient_norm(term: Tensor, parameters: list[nn.Parameter]) -> float:
     """Return the Euclidean norm of the gradient of ``term`` in all ``parameters`` together; the graph is kept."""
     if not term.requires_grad:
         return 0.0
-    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-    return float(torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None]).sum().sqrt())
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+    return float(torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt())
 
 
 def balanced(pulls: dict[str, Pull], weights: dict[str, float], ratio: float) -> dict[str, float]:

@@ -46,8 +46,9 @@ def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: st
     frozen = load_teachers(lesson.teachers, rule.teachers, tile_set)
     objective = DistillObjective(network, run.supervised(config, tile_set), rule, frozen, augmentation=config.augment, seed=config.seed)
     with_context = network.needs_context or any(teacher.needs_context for teacher in frozen)
-    pools = {"unlabelled": rule.semi_supervised, "labels_fraction": lesson.labels_fraction}
-    batches = run.source(config, tile_set, fabric, with_context=with_context, **pools)
+    batches = run.source(
+        config, tile_set, fabric, with_context=with_context, unlabelled=rule.semi_supervised, labels_fraction=lesson.labels_fraction
+    )
     if rule.semi_supervised and not len(batches.unlabelled):
         progress.warn(f"{lesson.method} learns from unlabelled tiles and there are none: tile more scenes with --unlabelled")
     card = run.card_for(tile_set, network, lesson.arch, method=lesson.method, seed=config.seed)

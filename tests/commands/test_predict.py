@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import geopandas
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from rsdistill.commands.predict import predict
 from rsdistill.config import read_toml
 from rsdistill.errors import CheckpointError, ConfigError, DeviceError, OutputExistsError, SceneError
+from rsdistill.geo.windows import Window
 from rsdistill.models import ModelCard, build_network, save_model
 
 CLASSES = [{"id": 3, "name": "water", "color": "#0000ff"}, {"id": 7, "name": "land", "color": "#00ff00"}, {"id": 1, "name": "roof"}]
@@ -418,3 +420,58 @@ def test_an_exported_model_maps_without_torch(tmp_path, work):
     assert np.array_equal(read(tmp_path / "m.tif"), by_hand(image, np.broadcast_to(np.arange(75)[:, None] < 40, (75, 50))))
     with pytest.raises(ConfigError, match="takes tiles of 32 pixels, not 64"):
         predict(scene, out=[tmp_path / "n.tif"], model=tmp_path / "m.onnx", tile=64)
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", noise(3000, 200), tiled=True, blockxsize=64, blockysize=64)
+    wanted = {"tile": 48, "blend": "hann", "margin": 8}
+    paths = [tmp_path / "m.tif", tmp_path / "c.tif"]
+    predict(scene, out=paths[:1], confidence=paths[1], work=work, **wanted)
+    undisturbed = [path.read_bytes() for path in paths]
+    journal, resumed = tmp_path / ".m.tif.journal", 0
+    script = (
+        "import sys; from rsdistill.commands.predict import predict; "
+        f"predict({str(scene)!r}, out=[{str(paths[0])!r}], confidence={str(paths[1])!r}, work={str(work)!r}, overwrite=True, resume=True, "
+        f"**{wanted!r})"
+    )
+    for kept in (1, 60_000, 120_000):  # bytes in the journal at which the run is shot
+        run = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+        while run.poll() is None and not (journal.exists() and journal.stat().st_size > kept):
+            time.sleep(0.001)
+        run.kill()
+        run.wait()
+        resumed += journal.exists()
+    heard = Heard()
+    predict(scene, out=paths[:1], confidence=paths[1], work=work, overwrite=True, resume=True, progress=heard, **wanted)
+    assert resumed >= 2
+    assert any("rows were mapped by an earlier run" in message for message in heard.messages)
+    assert [path.read_bytes() for path in paths] == undisturbed
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_resume_starts_anew_when_scene_or_options_changed(tmp_path, work, monkeypatch):
+    scene = write_scene(tmp_path / "s.tif", noise(200, 50))
+    from rsdistill.geo.scenes import Scene
+
+    real = Scene.read
+
+    def torn(self, window, bands):
+        if window.row >= 100:
+            raise KeyboardInterrupt
+        return real(self, Window(window.row, window.col, window.height, window.width), bands)
+
+    for change in ("scene", "options", "nothing"):
+        monkeypatch.setattr(Scene, "read", torn)
+        monkeypatch.setattr("rsdistill.inference.reading.CHUNK_ROWS", 20)
+        with pytest.raises(KeyboardInterrupt):
+            predict(scene, out=[tmp_path / "m.tif"], work=work, tile=16, overwrite=True)
+        monkeypatch.setattr(Scene, "read", real)
+        image = noise(200, 50, seed=change == "scene")
+        if change == "scene":
+            write_scene(scene, image)
+        heard = Heard()
+        tile = 20 if change == "options" else 16
+        predict(scene, out=[tmp_path / "m.tif"], work=work, tile=tile, overwrite=True, resume=True, progress=heard)
+        assert any("earlier run" in message for message in heard.messages) is (change == "nothing")
+        assert np.array_equal(read(tmp_path / "m.tif"), by_hand(image))
+        write_scene(scene, noise(200, 50))

@@ -53,7 +53,8 @@ def write(path: Path, values: np.ndarray, **profile: Any) -> Path:
 def draw(folder: Path, name: str, size: tuple[int, int] = (300, 260), seed: int = 0, left: float = 500_000, **profile: Any) -> Path:
     """A scene whose label beside it says which pixels are bright (values 1, 2, and a few 0)."""
     random = np.random.default_rng(seed)
-    label = np.kron(random.integers(1, 3, (size[0] // 20 + 1, size[1] // 20 + 1)), np.ones((20, 20), int))[: size[0], : size[1]].astype(np.uint8)
+    cells = random.integers(1, 3, (size[0] // 20 + 1, size[1] // 20 + 1)).astype(np.uint8)
+    label = np.kron(cells, np.ones((20, 20), np.uint8))[: size[0], : size[1]]
     label[:3] = 0
     values = (random.integers(0, 60, (3, *size)) + 100 * (label == 2) + 1).astype(np.uint8)
     place = {"transform": Affine(2, 0, left, 0, -2, 4_000_000), **profile}
@@ -297,7 +298,7 @@ def refusals(folder: Path) -> dict[str, tuple[type[RsdistillError], str, dict[st
     write(empty, np.zeros((3, 300, 260), np.uint8), nodata=0)
     return {
         "no scene": (ConfigError, "no scene was named", {"scenes": []}),
-        "missing": (SceneError, "does not exist", {"scenes": [folder / "none.tif"], "unlabelled": True, "classes": folder / "classes.toml"}),
+        "missing": (SceneError, "does not exist", {"scenes": [folder / "none.tif"], "unlabelled": True}),
         "unknown value": (LabelError, r"strange_label.tif, rows 0 to 299, columns 0 to 259: label value 99", {"scenes": [turned]}),
         "all nodata": (TileSetError, r"no tile for training in .*e.tif: nodata everywhere", {"scenes": [empty]}),
         "band": (SceneError, "has 3 bands, but band 9", {"scenes": [scene], "bands": ("9",)}),

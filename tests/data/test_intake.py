@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 
 from rsdistill.data.intake import Intake, choose_table, fit_together, unique_names
 from rsdistill.errors import ClassTableError, SceneError
@@ -16,7 +17,7 @@ from rsdistill.reporting import Silent
 
 def intake(path: Path, bands: int, dtype: str, descriptions: tuple[str, ...] = ()) -> Intake:
     with rasterio.open(
-        path, "w", driver="GTiff", count=bands, height=8, width=8, dtype=dtype, crs="EPSG:32633", transform=rasterio.Affine(2, 0, 0, 0, -2, 0)
+        path, "w", driver="GTiff", count=bands, height=8, width=8, dtype=dtype, crs="EPSG:32633", transform=Affine(2, 0, 0, 0, -2, 0)
     ) as dataset:
         dataset.write(np.ones((bands, 8, 8), dtype))
         for band, text in enumerate(descriptions, start=1):
@@ -47,7 +48,7 @@ def test_scenes_that_do_not_fit_are_both_named(tmp_path: Path):
         fit_together([intake(tmp_path / "a.tif", 3, "uint16"), four], ())
     assert fit_together([intake(tmp_path / "a.tif", 3, "uint16"), four], (3, 2, 1)) == ((3, 2, 1), "uint16")
     turned = intake(tmp_path / "d.tif", 4, "uint16", ("nir", "r", "g", "b"))
-    with pytest.raises(SceneError, match="has bands 3, .* has bands 2"):
+    with pytest.raises(SceneError, match=r"has bands 3, .* has bands 2"):
         fit_together([four, turned], ("r",))
 
 

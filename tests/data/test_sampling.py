@@ -141,5 +141,6 @@ def test_the_ground_is_compared_across_crs():
     near = Grid(64, 64, CRS.from_epsg(32633), Affine(2, 0, x, 0, -2, y))
     far = Grid(64, 64, CRS.from_epsg(32633), Affine(2, 0, x + 500, 0, -2, y))
     window = Window(0, 0, 64, 64)
-    found = spoiled_tiles([Tile(0, window, "train", True), Tile(1, window, "train", True), Tile(2, window, "val", True)], [near, far, other])
+    laid = [Tile(scene, window, split, True) for scene, split in enumerate(("train", "train", "val"))]
+    found = spoiled_tiles(laid, [near, far, other])
     assert found == {0}

@@ -29,10 +29,15 @@ def test_a_file_appears_whole_with_its_suffix(tmp_path: Path):
 def test_after_an_error_the_old_file_stands(tmp_path: Path):
     path = tmp_path / "mask.tif"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic(path) as partial:
-        partial.write_text("half")
-        partial.with_name(partial.name + ".aux.xml").touch()
-        raise KeyboardInterrupt
+
+    def stop_halfway() -> None:
+        with atomic(path) as partial:
+            partial.write_text("half")
+            partial.with_name(partial.name + ".aux.xml").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_halfway()
     assert path.read_text() == "old"
     assert entries(tmp_path) == ["mask.tif"]
 
@@ -79,9 +84,14 @@ def test_a_folder_is_replaced_whole(tmp_path: Path):
             (partial / "inner").mkdir()
             (partial / "inner" / content).write_text(content)
         assert entries(folder / "inner") == [content]
-    with pytest.raises(ValueError), atomic_folder(folder) as partial:
-        (partial / "half").touch()
-        raise ValueError
+
+    def stop_halfway() -> None:
+        with atomic_folder(folder) as partial:
+            (partial / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_halfway()
     assert entries(folder / "inner") == ["second"]
     assert entries(tmp_path) == ["tiles"]
 
@@ -121,7 +131,7 @@ def test_a_foreign_folder_is_never_replaced(tmp_path: Path):
     folder.mkdir()
     refuse_existing_folder(folder, False, "tileset.json")
     (folder / "holiday.jpg").touch()
-    with pytest.raises(OutputExistsError, match="foreign|not empty"):
+    with pytest.raises(OutputExistsError, match="not empty"):
         refuse_existing_folder(folder, True, "tileset.json")
     (folder / "tileset.json").touch()
     with pytest.raises(OutputExistsError, match="exists"):

@@ -79,7 +79,8 @@ def test_another_crs_is_brought_home(write_raster, scene):
         found, areas = labels.read(WHOLE), labels.areas()
     reference = np.zeros((12, 16), np.uint8)
     reproject(
-        blocks, reference, src_crs="EPSG:4326", src_transform=transform, dst_crs="EPSG:32633", dst_transform=UP, resampling=Resampling.nearest
+        blocks, reference, src_crs="EPSG:4326", src_transform=transform, dst_crs="EPSG:32633", dst_transform=UP,
+        resampling=Resampling.nearest,
     )
     assert (found == expected(reference)).mean() > 0.99
     assert areas.sum() == pytest.approx(192, rel=0.03)
@@ -135,7 +136,9 @@ def test_polygons_are_burnt_and_later_ones_win(tmp_path: Path, scene):
     truth[4:12, 4:12] = 1
     assert np.array_equal(found, truth)
     with open_labels(path, scene, TABLE, BurnOptions(burn="1")) as labels:
-        assert np.array_equal(labels.read(Window(2, 3, 9, 9)), np.where(truth == 0, 0, np.where(labels.read(WHOLE) == 0, 0, IGNORE))[2:11, 3:12])
+        whole = labels.read(WHOLE)
+        assert ((whole == 0).sum(), (whole == IGNORE).sum()) == (112, 80)
+        assert np.array_equal(labels.read(Window(2, 3, 9, 9)), whole[2:11, 3:12])
         assert labels.areas().tolist() == [128, 0]
 
 
@@ -205,7 +208,7 @@ def test_classes_are_read_off_the_labels(write_raster, tmp_path: Path):
     assert (table.ids, table.names) == ((1, 2, 7), ("class 1", "class 2", "class 7"))
     with pytest.raises(LabelError, match="no class numbers"):
         scan_classes([write_raster("rgb.tif", np.zeros((3, 4, 4), np.uint8))])
-    with pytest.raises(LabelError, match="65 values|values from"):
+    with pytest.raises(LabelError, match="values from 0 to 99"):
         scan_classes([write_raster("many.tif", np.arange(100, dtype=np.uint8).reshape(1, 10, 10))])
     path = polygons(tmp_path / "a.gpkg", [box(0, 0, 4, 4)] * 4, kind=["10", "9", "barn", None])
     assert scan_fields([path], BurnOptions(field="kind")) == ["9", "10", "barn"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from rsdistill.errors import SceneError
 from rsdistill.geo.scenes import open_scene
@@ -32,6 +33,7 @@ def read_all(path: Path) -> tuple[int, int]:
     return total, known
 
 
+LOSSLESS_JPEG = "twelvemonkeys__jpeg-lossless-24bit-rgb.tif"
 GCPS_ALONE = "gdal_gcore__byte_gcp.tif"
 REFUSED = {"rasterio__corrupt.tif": "cannot read rows", "georust__gcp.tif": "ground control points"}
 
@@ -70,6 +72,8 @@ def test_corrupt_files_are_refused_in_one_line(row: dict[str, str]):
     if row["rasterio_1.4.4_outcome"] == "ok" and row["file"] != GCPS_ALONE:
         assert read_all(path)[0] > 0
         return
+    if row["file"] == LOSSLESS_JPEG and rasterio.__gdal_version__ >= "3.12":
+        pytest.skip("newer JPEG libraries can read it")
     with pytest.raises(SceneError) as caught:
         read_all(path)
     assert path.name in str(caught.value)
@@ -78,5 +82,5 @@ def test_corrupt_files_are_refused_in_one_line(row: dict[str, str]):
 
 
 def test_a_raster_of_two_billion_columns_allocates_nothing():
-    with pytest.raises(SceneError, match="claims|stored in"):
+    with pytest.raises(SceneError, match="stored in"):
         open_scene(DATA / "corrupt" / "gdal_gcore__scanline_more_than_2GB.tif").read(Window(0, 0, 1, 1), (1,))

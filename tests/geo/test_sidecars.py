@@ -75,7 +75,7 @@ def test_a_mask_beside_is_heard_if_it_is_a_geotiff_of_the_same_size(nowhere, wri
         assert scene.read(Window(0, 0, 4, 5), (1,))[1].all()
         assert "a.tif.msk is ignored" in scene.ignored_sidecars[0]
     target.write_bytes(write_raster("small.tif", mask[:, :2]).read_bytes())
-    with pytest.raises(SceneError, match="make the mask anew|is \\(2, 5\\)"):
+    with pytest.raises(SceneError, match=r"is \(2, 5\)"):
         open_scene(nowhere)
 
 

@@ -31,6 +31,13 @@ def test_contexts_of_any_size_are_taken(lively: Lively, size: tuple[int, int]) -
     assert full_size_logits(canvas, network.local.encoder).shape == (2, 3, *size)
 
 
+def test_a_canvas_of_128_channels_takes_58_and_a_half_bytes_a_context_pixel(lively: Lively) -> None:
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        canvas = lively("ginet", dim=128).encode_context(image, everywhere(image))
+    assert sum(maps.half().nbytes for maps in (*canvas.guidance, canvas.mask)) == 58.5 * 64 * 96
+
+
 def test_a_small_context_is_one_with_its_edges_repeated(lively: Lively) -> None:
     network, image = lively("ginet"), torch.randn(1, 3, 40, 50)
     wide = F.pad(image, (0, 14, 0, 24), mode="replicate")

@@ -95,5 +95,5 @@ def test_a_batch_of_one_cannot_train_what_pools_to_one_cell(arch: str) -> None:
 
 @pytest.mark.parametrize("args", [{"bins": ()}, {"bins": (0,)}, {"encoder": "densenet121"}])
 def test_options_without_a_meaning_are_refused(args: dict) -> None:
-    with pytest.raises(ConfigError, match="bins|densenet121"):
+    with pytest.raises(ConfigError, match=r"bins|densenet121"):
         build_network("pspnet", args, 3, 5)
