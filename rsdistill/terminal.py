@@ -4,9 +4,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 from rsdistill.reporting import SILENT, Progress, Table, Task
+
+QUICK_SECONDS = 2.0
+"""A task that takes less leaves no lines in a log file."""
 
 
 def draw_traceback() -> None:
@@ -92,11 +96,12 @@ class _Lines:
 class _Line:
     def __init__(self, name: str, total: float | None) -> None:
         self.name, self.total, self.done, self.told = name, total, 0.0, 0
+        self.start = monotonic()
 
     def advance(self, amount: float = 1, **figures: float | str) -> None:
         self.done += amount
         tenth = int(10 * self.done / self.total) if self.total else 0
-        if tenth > self.told:
+        if tenth > self.told and monotonic() - self.start > QUICK_SECONDS:
             self.told = tenth
             shown = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
             _write(f"{self.name} {self.done:.0f}/{self.total:.0f}  {shown}".rstrip())

@@ -103,9 +103,8 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
     """Distill and evaluate; runs in a fresh process."""
     import resource
 
-    from rsdistill.commands.evaluate import evaluate
-
     from rsdistill.commands.distill import distill
+    from rsdistill.commands.evaluate import evaluate
 
     made = distill(**options).data
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -29,11 +29,10 @@ def demo(*, progress: Progress = SILENT, **options: Any) -> Result:
     It needs nothing and takes minutes on two cores. The result is the folder demo/ with scene.tif, mask.tif, mask.gpkg and report.html.
     """
     config = DemoConfig.of(**options)
+    from rsdistill.commands.distill import distill
     from rsdistill.commands.evaluate import evaluate
     from rsdistill.commands.predict import predict
     from rsdistill.commands.tile import tile
-
-    from rsdistill.commands.distill import distill
     from rsdistill.commands.train_teacher import train_teacher
     from rsdistill.geo.synthetic import write_land_cover
 
@@ -48,7 +47,7 @@ def demo(*, progress: Progress = SILENT, **options: Any) -> Result:
     teacher = train_teacher(**train)
     student = distill(method="kd", **train)
     predict(scenes=[scene], out=[out / "mask.tif", out / "mask.gpkg"], device=config.device, **work)
-    scored = evaluate(scenes=[scene], labels=[labels], out=out / "work" / "evaluation", device=config.device, **work)
+    scored = evaluate(out=out / "work" / "evaluation", device=config.device, **work)
     shutil.copyfile(out / "work" / "evaluation" / "report.html", out / "report.html")
     return _summary(out, teacher, student, scored, progress)
 

@@ -23,7 +23,9 @@ class DistillConfig(TrainingConfig):
     backbone: str | None = Field(None, description="Encoder of the student by its timm name.")
     arch_set: dict[str, Any] = Field({}, description="Options of the student's network, such as width=2 (repeat for more).")
     set: dict[str, Any] = Field({}, description="Options of the method, such as ifvd.weight=10 or kd.tau=4 (repeat for more).")
-    labels_fraction: Share = Field(1.0, description="Share of the training tiles whose labels are used, 0.125 or 1/8; the rest is unlabelled.")
+    labels_fraction: Share = Field(
+        1.0, description="Share of the training tiles whose labels are used, 0.125 or 1/8; the rest counts as unlabelled."
+    )
     calibrate: int = Field(8, ge=0, description="Batches on which the terms of the loss are measured before training; 0 leaves it out.")
     balance: float | None = Field(
         None, gt=0, description="Weigh each term so that its gradient is so many times that of cross-entropy (needs --calibrate)."

@@ -1,13 +1,12 @@
 """``info``: what a scene, a mask, a tile set, a model or a class table is, in words or as data."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from rsdistill.config import Config, RunConfig, argument
-from rsdistill.errors import InputError
 from rsdistill.reporting import SILENT, Progress, Result, Table
 
 if TYPE_CHECKING:
@@ -16,7 +15,11 @@ if TYPE_CHECKING:
 
 EXACT_PIXELS = 1 << 26
 """Larger scenes are sampled to tell how much of them holds data."""
+STRIDE = 32
+"""What windows are a multiple of, with most networks."""
 SAMPLE_SIDE = 512
+ELSEWHERE = ("path", "classes", "class_pixels", "scenes")
+"""Facts that a title or a table of their own shows."""
 SAMPLES = 8
 """Sampled windows along each side of a scene."""
 
@@ -38,21 +41,13 @@ def info(path: Any, *, progress: Progress = SILENT, **options: Any) -> Result:
     with --json the same as data.
     """
     config = InfoConfig.of(path=path, **options)
-    from rsdistill.geo.sources import is_remote
-
-    target, named = config.path, config.work / f"{config.path}.safetensors"
-    if is_remote(target):
-        return _scene(config)
-    if not target.exists() and named.exists():
-        target = named
-    if not target.exists():
-        raise InputError(f"there is no {target}", hint=f"name a file, a tile set's folder, or a model in {config.work}")
+    target = config.path
     if target.is_dir():
         return _tile_set(target)
-    if target.suffix == ".safetensors":
-        return _model(target)
     if target.suffix.lower() in (".toml", ".csv"):
         return _class_table(target)
+    if target.suffix.lower() in (".safetensors", ".onnx") or (not target.suffix and not target.exists()):
+        return _model(config)
     return _scene(config)
 
 
@@ -70,7 +65,8 @@ def _scene(config: InfoConfig) -> Result:
             "path": str(config.path),
             "height": grid.height,
             "width": grid.width,
-            "bands": [{"number": number, "name": scene.descriptions[number - 1]} for number in scene.bands()],
+            "bands": list(scene.bands()),
+            "band_names": [scene.descriptions[number - 1] for number in scene.bands()],
             "alpha": scene.count > len(scene.color_bands),
             "dtype": scene.dtype,
             "crs": grid.crs and grid.crs.to_string(),
@@ -80,7 +76,7 @@ def _scene(config: InfoConfig) -> Result:
             "rotated": grid.rotated,
             "nodata": list(scene.nodata),
             "valid_share": valid,
-            "valid_share_is_exact": exact,
+            "valid_share_is_sampled": not exact,
             "blocks": list(scene.block_shape),
             "overviews": _overviews(scene, config),
             "notes": [*scene.ignored_sidecars, *header_notes(scene)],
@@ -122,8 +118,92 @@ def _overviews(scene: "Scene", config: InfoConfig) -> list[int]:
 
 
 def _windows(scene: "Scene") -> dict[str, Any]:
-    """What ``predict`` would run at its usual tile and margin."""
+    """What ``predict`` runs with the windows that suit most models."""
     from rsdistill.geo.windows import plan
+    from rsdistill.inference.loading import DEFAULT_TILE, TRAINED_TILE
 
-    laid = plan(scene.grid.height, scene.grid.width, 1024, 128, 32)
+    laid = plan(scene.grid.height, scene.grid.width, DEFAULT_TILE, TRAINED_TILE // 8, STRIDE)
     return {"windows": len(laid), "tile": list(laid.tile), "margin": laid.margin, "overlap_factor": round(laid.overlap_factor, 3)}
+
+
+def _tile_set(folder: Path) -> Result:
+    from rsdistill.geo.tile_index import SPLITS, load_tile_set
+
+    tile_set = load_tile_set(folder)
+    card = tile_set.card
+    facts: dict[str, Any] = {
+        "kind": "tile set",
+        "path": str(folder),
+        "tile": card.tile,
+        "overlap": card.overlap,
+        "tiles": {split: len(tile_set.of_split(split)) for split in SPLITS},
+        "unlabelled": sum(not tile.labelled for tile in tile_set.tiles),
+        "scenes": [one.model_dump(include={"name", "path", "height", "width", "split"}) for one in card.scenes],
+        "bands": list(card.bands),
+        "band_names": list(card.band_names),
+        "mean": list(card.mean),
+        "std": list(card.std),
+        "dtype": card.dtype,
+        "pixel_size": card.pixel_size and list(card.pixel_size),
+        "split_by": card.split_by,
+        "seed": card.seed,
+        "classes": tile_set.table.to_card(),
+        "class_pixels": {split: list(pixels) for split, pixels in card.class_pixels.items()},
+        "versions": card.versions,
+    }
+    columns = ("class", "id", "color", *card.class_pixels)
+    shares = [_shares(pixels) for pixels in card.class_pixels.values()]
+    rows = tuple((one.name, str(one.id), one.color, *cells) for one, *cells in zip(tile_set.table.classes, *shares, strict=True))
+    sizes = tuple((one.name, f"{one.height} x {one.width}", one.split or "by blocks") for one in card.scenes)
+    scenes = Table("scenes", ("scene", "size", "split"), sizes)
+    return Result(data=facts, tables=(_listed(folder, facts), scenes, Table("share of labelled pixels", columns, rows)))
+
+
+def _model(config: InfoConfig) -> Result:
+    from rsdistill.geo.classes import ClassTable
+    from rsdistill.inference.loading import find_model, read_model_card
+
+    path = find_model(config.work, config.path)
+    card = read_model_card(path)
+    facts = {"kind": "model", "path": str(path), "bytes": path.stat().st_size, **card.model_dump(mode="json")}
+    table = ClassTable.from_card([{"color": "#808080", **one} for one in card.classes])
+    return Result(data=facts, tables=(_listed(path, facts), _classes(table)))
+
+
+def _class_table(path: Path) -> Result:
+    from rsdistill.geo.classes import load_class_table
+
+    table = load_class_table(path)
+    classes = [{**entry, "sources": list(one.sources)} for entry, one in zip(table.to_card(), table.classes, strict=True)]
+    facts = {"kind": "class table", "path": str(path), "classes": classes, "ignore": list(table.ignore), "mask_dtype": table.dtype}
+    return Result(data=facts, tables=(_listed(path, facts), _classes(table)))
+
+
+def _listed(path: Path, facts: dict[str, Any]) -> Table:
+    """The facts as a table of two columns, but for those that are empty or stand elsewhere."""
+    rows = ((key.replace("_", " "), _text(value)) for key, value in facts.items() if key not in ELSEWHERE)
+    return Table(str(path), ("", ""), tuple((key, text) for key, text in rows if text))
+
+
+def _classes(table: "ClassTable") -> Table:
+    rows = tuple((one.name, str(one.id), one.color) for one in table.classes)
+    return Table("classes", ("class", "id", "color"), rows)
+
+
+def _shares(pixels: Sequence[int]) -> list[str]:
+    return [f"{100 * count / max(1, sum(pixels)):.1f} %" for count in pixels]
+
+
+def _text(value: Any) -> str:
+    """One cell: numbers short, lists with commas, tables with their keys; nothing for what is unknown."""
+    if value is None or value in ([], {}) or (isinstance(value, list) and not any(one is not None for one in value)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(one)}" for key, one in value.items() if one is not None)
+    if isinstance(value, list):
+        return ", ".join("none" if one is None else _text(one) for one in value)
+    return str(value)

@@ -13,6 +13,7 @@ from rsdistill.inference.settings import MapConfig
 from rsdistill.reporting import SILENT, Progress, Result, Table
 
 if TYPE_CHECKING:
+    from rsdistill.inference.blending import Wanted
     from rsdistill.inference.mapping import Mapper
     from rsdistill.inference.products import Products
 
@@ -28,10 +29,12 @@ class PredictConfig(MapConfig):
     )
     confidence: Path | None = Field(None, description="Raster of the label's probability to write as well (.tif).")
     probabilities: Path | None = Field(None, description="Raster of all classes' probabilities to write as well (.tif).")
+    pixel_size: float | None = Field(None, gt=0, description="Resample scenes to this pixel size, in units of their CRS, and map that.")
     min_area: float = Field(0.0, ge=0, description="Polygons below this area (square metres, or square units) join a neighbour.")
     simplify: float = Field(0.0, ge=0, description="Tolerance of simplified polygon outlines, in units of the CRS; no gaps open.")
     compress: Literal["deflate", "zstd", "lzw", "lzma", "none"] = Field("deflate", description="Compression of rasters.")
     co: dict[str, str] = Field({}, description="Further creation option of the COG driver, KEY=VALUE (repeat for more).")
+    dry_run: bool = Field(False, description="Say what it would take (windows, memory, disk, time from two of them), and write nothing.")
     resume: bool = Field(False, description="Go on where an interrupted run of the same command stopped.")
 
 
@@ -63,7 +66,9 @@ def predict(scenes: Any, *, progress: Progress = SILENT, **options: Any) -> Resu
     found = find_scenes(config.scenes, progress=progress)
     out = config.out or (config.work / "masks",)
     named = name_products(found, out, config.confidence, config.probabilities, overwrite=config.overwrite)
-    mapper = Mapper(config, find_model(config.work, config.model), progress)
+    mapper = Mapper(config, find_model(config.work, config.model), progress, pixel_size=config.pixel_size)
+    if config.dry_run:
+        return _rehearse(named, mapper)
     mapped: list[Mapped] = []
     failures: list[str] = []
     with bounded_cache():
@@ -84,13 +89,12 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
     from time import perf_counter
 
     from rsdistill import __version__
-    from rsdistill.inference.blending import Wanted
     from rsdistill.inference.engine import Stats
     from rsdistill.inference.journal import Journal
     from rsdistill.inference.products import Look, write_products
 
     start, stats = perf_counter(), Stats()
-    wanted = Wanted(confidence=products.confidence is not None, probabilities=products.probabilities is not None)
+    wanted = _wanted(products)
     tags = {"RSDISTILL_VERSION": __version__, "RSDISTILL_COMMAND": "predict", "RSDISTILL_MODEL": mapper.digest}
     with mapper.open(path) as scene, Journal(products.paths[0], mapper.mark(scene, wanted), resume=config.resume) as journal:
         if journal.rows:
@@ -98,7 +102,7 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
         frame, interest = mapper.frame(scene), mapper.interest(scene)
         aoi = interest and interest.geometry
         look = Look(config.compress, config.co, tags, config.min_area, config.simplify, aoi, config.overwrite)
-        whole = frame == scene.grid.window
+        whole = frame == scene.grid.window and config.pixel_size is None
         pixels = write_products(
             mapper.strips(scene, wanted, stats, journal), scene.grid[frame], mapper.table, products, look, scene=path if whole else None
         )
@@ -118,6 +122,27 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
         "seconds": perf_counter() - start,
     }
     return Mapped(path, products.paths, classes, data)
+
+
+def _rehearse(named: dict[Path, "Products"], mapper: "Mapper") -> Result:
+    """Return what mapping each scene would take."""
+    from rsdistill.inference.estimate import estimate
+
+    rows, data = [], []
+    for path, products in named.items():
+        with mapper.open(path) as scene:
+            one = estimate(mapper, scene, _wanted(products))
+        data.append({"scene": str(path), "paths": [str(product) for product in products.paths], **vars(one)})
+        sizes = (f"{one.memory_bytes / 1e6:.0f} MB", f"{one.disk_bytes / 1e6:.0f} MB", f"{one.seconds:.0f} s")
+        rows.append((path.name, f"{one.windows}", f"{one.overlap_factor:.2f}", *sizes))
+    columns = ("scene", "windows", "overlap", "memory", "disk", "network")
+    return Result(data={"model": str(mapper.path), "scenes": data}, tables=(Table("what it would take at most", columns, tuple(rows)),))
+
+
+def _wanted(products: "Products") -> "Wanted":
+    from rsdistill.inference.blending import Wanted
+
+    return Wanted(confidence=products.confidence is not None, probabilities=products.probabilities is not None)
 
 
 def _write_runs(scene: Path, products: "Products", config: PredictConfig) -> None:

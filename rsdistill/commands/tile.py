@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rsdistill.geo.scenes import Scene
 
 
+CACHE_BYTES = 256 << 20
+"""512 rows of three bands, 170 000 pixels wide: a scene that is stored in whole rows is still decoded once a pass."""
+
+
 class TileConfig(RunConfig):
     """Options of ``tile``."""
 
@@ -55,7 +59,7 @@ class TileConfig(RunConfig):
         None, description="Instead of scenes: potsdam, vaihingen, deepglobe, inria, gid15, loveda, landcoverai or whdld."
     )
     root: Path | None = Field(None, description="Folder that --dataset was unpacked in.")
-    protocol: str | None = Field(None, description="How --dataset is split: by its own rule, or by lists, its train.txt, val.txt, test.txt.")
+    protocol: str | None = Field(None, description="How --dataset is split: by its own rule, or by lists, train.txt, val.txt, test.txt.")
 
     @property
     def folder(self) -> Path:
@@ -83,6 +87,7 @@ def tile(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Re
     result is WORK/tiles with tiles.gpkg, tileset.json, aligned label rasters and the scenes made small.
     """
     config = TileConfig.of(scenes=scenes, **options)
+    from rsdistill.geo.caching import bounded_cache
     from rsdistill.geo.files import atomic, atomic_folder, refuse_existing_folder
     from rsdistill.geo.tile_index import CARD
 
@@ -91,7 +96,7 @@ def tile(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Re
     recipe, failures = _recipe(config, progress)
     from rsdistill.data.building import build
 
-    with atomic_folder(config.folder) as folder:
+    with atomic_folder(config.folder) as folder, bounded_cache(CACHE_BYTES):
         recipe = replace(recipe, intakes=tuple(_upright(one, folder) for one in recipe.intakes))
         built = build(recipe, folder, progress)
     with atomic(config.folder.with_name(config.folder.name + ".run.toml")) as run:
@@ -152,7 +157,7 @@ def _sources(config: TileConfig, progress: Progress) -> _Sources:
         progress.message(f"{config.dataset}: {rule}")
         found = [one for one in found if one.label is not None or config.unlabelled]
         if not found:
-            raise LabelError(f"no scene of {config.dataset} in {config.root} has a label", hint="are the labels unpacked beside the scenes?")
+            raise LabelError(f"no scene of {config.dataset} in {config.root} has a label", hint="are the labels unpacked too?")
         paths, labels = [one.path for one in found], [one.label for one in found]
         names = unique_names(paths)
         splits = {name: one.split for name, one in zip(names, found, strict=True) if one.label and one.split in ("val", "test")}

@@ -3,7 +3,6 @@
 Overviews are never used: the common nearest ones show one pixel of 64 and shift a texture's mean by dozens of digital numbers.
 """
 
-from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Any
 
@@ -12,7 +11,6 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from rsdistill.geo.classes import IGNORE
-from rsdistill.geo.scenes import Scene
 from rsdistill.geo.windows import Grid, Window
 
 RATIO = 8
@@ -63,14 +61,6 @@ def majority(index: NDArray[np.uint8], classes: int, ratio: int = RATIO) -> NDAr
     votes = np.stack([_block_sums((index == k)[None], ratio)[0] for k in range(classes)])
     size = _block_sums(np.ones((1, *index.shape), bool), ratio)[0]
     return np.where(2 * votes.sum(axis=0) >= size, votes.argmax(axis=0), IGNORE).astype(np.uint8)
-
-
-def context_strips(
-    scene: Scene, bands: Sequence[int], ratio: int = RATIO, *, height: int = 64
-) -> Iterator[tuple[Window, NDArray[Any], NDArray[np.bool_]]]:
-    """Yield (window, values, valid) of the scene's context from the top, ``height`` context rows at a time."""
-    for window, values, valid in scene.strips(bands, height * ratio):
-        yield context_window(window, ratio), *area_mean(values, valid, ratio)
 
 
 def _block_sums(values: NDArray[Any], ratio: int) -> NDArray[np.float64]:

@@ -41,12 +41,12 @@ class ResampledScene(Scene):
         super().__init__(scene.path, **scene._options)
 
     @property
-    def grid(self) -> Grid:  # type: ignore[override]
+    def grid(self) -> Grid:
         """The grid of pixels of the new size."""
         return self._grid
 
     @property
-    def block_shape(self) -> tuple[int, int]:  # type: ignore[override]
+    def block_shape(self) -> tuple[int, int]:
         """One row: there are no blocks to be kept whole."""
         return 1, self._grid.width
 

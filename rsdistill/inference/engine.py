@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from rsdistill.geo.windows import Placement, Plan, Window, plan
 from rsdistill.inference.backends import Backend
-from rsdistill.inference.blending import Blend, Strip, Wanted, accumulator
+from rsdistill.inference.blending import Blend, Blender, CoreKeeper, Strip, Wanted, accumulator
 from rsdistill.inference.reading import RowBuffer, Source, prefetch, read_rows
-from rsdistill.reporting import SILENT, Progress
+from rsdistill.reporting import SILENT, Progress, Task
 
 Within = Callable[[Window], NDArray[np.bool_]]
 """Says which pixels of a window of the scene are to be mapped."""
@@ -81,17 +81,29 @@ def strips(
     wanted = Wanted(confidence, probabilities)
     collect = accumulator(job.plan, job.area, backend.classes, wanted, blend)
     network = backend if wanted.scores or blend != "core" else backend.labels
+    events = _events(scene, job, bands, within, collect.reach, stats)
     with progress.task(f"map {scene.grid.height} x {scene.grid.width}", len(job)) as task:
-        for group in _groups(_events(scene, job, bands, within, collect.reach, stats), batch):
-            outputs = iter(_run(network, [event for event in group if isinstance(event, Tile)], stats))
-            for event in group:
-                if isinstance(event, Tile):
-                    collect.add(event.placement, next(outputs), event.keep)
-                    task.advance(skipped=stats.skipped)
-                    continue
-                task.advance(event.skipped)
-                if (strip := collect.finish(event.row)) is not None:
-                    yield strip
+        yield from _collected(_groups(events, batch), network, collect, stats, task)
+
+
+def _collected(
+    groups: Iterable[list["Tile | RowDone"]],
+    network: Callable[..., NDArray[Any]],
+    collect: CoreKeeper | Blender,
+    stats: Stats,
+    task: Task,
+) -> Iterator[Strip]:
+    """Run each group of tiles through the network and yield the strips that are then finished."""
+    for group in groups:
+        outputs = iter(_run(network, [event for event in group if isinstance(event, Tile)], stats))
+        for event in group:
+            if isinstance(event, Tile):
+                collect.add(event.placement, next(outputs), event.keep)
+                task.advance(skipped=stats.skipped)
+                continue
+            task.advance(event.skipped)
+            if (strip := collect.finish(event.row)) is not None:
+                yield strip
 
 
 @dataclass(frozen=True)

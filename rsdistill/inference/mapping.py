@@ -12,6 +12,7 @@ from rsdistill import __version__
 from rsdistill.errors import ConfigError, SceneError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.interest import Interest
+from rsdistill.geo.resampling import ResampledScene
 from rsdistill.geo.scenes import Scene, open_scene
 from rsdistill.geo.windows import Grid, Window
 from rsdistill.inference.backends import Backend
@@ -34,13 +35,20 @@ CPU_BATCH, ACCELERATOR_BATCH = 2, 16
 class Mapper:
     """A model and how it is to be used, for any number of scenes; the network is loaded when the first is mapped."""
 
-    def __init__(self, config: MapConfig, model: Path, progress: Progress = SILENT) -> None:
+    def __init__(self, config: MapConfig, model: Path, progress: Progress = SILENT, *, pixel_size: float | None = None) -> None:
         """Read the card of the model file ``model``.
+
+        Args:
+            config: how scenes are mapped.
+            model: a model file.
+            progress: told of notes and windows.
+            pixel_size: scenes are resampled to it, in units of their CRS.
 
         Raises:
             CheckpointError: it is none of ours.
         """
         self.config, self.path, self.progress = config, model, progress
+        self._pixel_size = pixel_size
         self.card = read_model_card(model)
         self.table = ClassTable.from_card([dict(entry) for entry in self.card.classes], self.card.ignore)
 
@@ -64,6 +72,8 @@ class Mapper:
         config = self.config
         scene = open_scene(path, nodata=config.nodata or None, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
         try:
+            if self._pixel_size:
+                scene = ResampledScene(scene, self._pixel_size)
             self._check(scene)
         except BaseException:
             scene.close()
@@ -173,6 +183,7 @@ class Mapper:
             "aoi": self.config.aoi and _file_state(self.config.aoi),
             "options": self.config.model_dump(mode="json", include=fields),
             "wanted": list(vars(wanted).values()),
+            "pixel_size": self._pixel_size,
         }
 
     def backend(self, scene: Scene) -> Backend:

@@ -87,7 +87,7 @@ class _Place(NamedTuple):
 
 def _place(image: Tensor, canvas: Canvas, box: Tensor, index: Tensor) -> _Place:
     pixels = box.float().cpu() * torch.tensor([*canvas.size, *canvas.size])
-    return _Place(pixels, (pixels[:, 2:] - pixels[:, :2]) / torch.tensor(image.shape[-2:]), index)
+    return _Place(pixels, (pixels[:, 2:] - pixels[:, :2]) / torch.tensor(image.shape[-2:]), index.cpu())
 
 
 class LocalBranch(nn.Module):

@@ -14,7 +14,6 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 _PROBE_WIDTH = 1024
 _PROBE_HEIGHT = 32
@@ -106,33 +105,49 @@ def rise(coarse: Tensor, factor: int, offset: float, size: tuple[int, int]) -> T
 def crop(maps: Tensor, box: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut boxes out of maps and resample them bilinearly, in float32; beyond a map's edge its last cells are repeated.
 
+    It is what ``roi_align(aligned=True, sampling_ratio=1)`` gives inside the map and ``grid_sample(padding_mode="border")`` everywhere.
+    As samples lie on a grid, it is two small matrix products, several times faster than either, and with a deterministic gradient.
+
     Args:
-        maps: (M, C, h, w).
+        maps: (M, C, h, w) of any precision.
         box: (N, 4) top, left, bottom, right in cells of the maps, counted from the outer edge of cell 0; need not be whole numbers.
         index: (N,) which map each box lies in.
         size: (height, width) of the result in samples; sample x of a box of width b lies in the middle of the x-th of ``width`` parts.
 
     Returns:
-        (N, C, height, width) float32.
+        (N, C, height, width) float32, channels last.
     """
     with torch.autocast(maps.device.type, enabled=False):
-        part, box = _needed(maps, box.float())
-        rois = torch.cat([index.to(box)[:, None], box[:, [1, 0, 3, 2]]], dim=1).to(maps.device)
-        return roi_align(part, rois, size, spatial_scale=1.0, sampling_ratio=1, aligned=True)
+        box = box.float()
+        if torch.compiler.is_compiling():  # a graph cannot slice at places that it does not know
+            part = maps[index].float()
+        else:
+            part, box = _needed(maps, box, index)
+        count, channels, height, width = part.shape
+        rows = _hats(box[:, 0], box[:, 2], size[0], height).to(part.device)
+        cols = _hats(box[:, 1], box[:, 3], size[1], width).to(part.device)
+        # Channels last: the layout of the networks that read it, and mixing layouts costs more than the products.
+        tall = rows @ part.permute(0, 2, 3, 1).reshape(count, height, width * channels)
+        return (cols[:, None] @ tall.view(count, size[0], width, channels)).permute(0, 3, 1, 2)
 
 
-def _needed(maps: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cells that ``box`` is made from, as float32, and the boxes in them.
+def _needed(maps: Tensor, box: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cells (N, C, eh, ew) that each box is made from, as float32, and the boxes in them.
 
-    A canvas may be a thousand times larger than a tile's share of it, so only that share is widened and padded. It is contiguous,
-    because roi_align is eight times slower on any other layout.
+    A canvas may be a thousand times larger than a tile's share of it, so only the shares are copied and widened.
     """
-    if torch.compiler.is_compiling():  # a graph has one shape; roi_align itself repeats the edges for one cell
-        return maps.float().contiguous(), box
-    height, width = maps.shape[-2:]
-    corners = torch.cat([box[:, :2].amin(0) - 0.5, box[:, 2:].amax(0) + 0.5]).tolist()
-    top, left = min(math.floor(corners[0]), height - 1), min(math.floor(corners[1]), width - 1)
-    bottom, right = max(math.ceil(corners[2]), 1), max(math.ceil(corners[3]), 1)
-    part = maps[..., max(top, 0) : bottom, max(left, 0) : right].float()
-    rim = (max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0))
-    return F.pad(part, rim, mode="replicate").contiguous(), box - box.new_tensor([top, left, top, left])
+    limit = box.new_tensor(maps.shape[-2:])
+    low, high = (box[:, :2] - 0.5).floor(), (box[:, 2:] + 0.5).ceil()
+    extent = (high - low).amax(0).minimum(limit)
+    start = low.clamp(min=0).minimum(limit - extent)
+    height, width = (int(side) for side in extent.tolist())
+    places = zip(index.tolist(), start.long().tolist(), strict=True)
+    part = torch.stack([maps[m, :, row : row + height, col : col + width] for m, (row, col) in places])
+    return part.float(), box - start.repeat(1, 2)
+
+
+def _hats(low: Tensor, high: Tensor, samples: int, cells: int) -> Tensor:
+    """Return (N, samples, cells) weights of linear interpolation at the middles of ``samples`` parts from ``low`` (N,) to ``high``."""
+    middle = (torch.arange(samples, device=low.device) + 0.5) / samples
+    at = (low[:, None] + middle * (high - low)[:, None] - 0.5).clamp(0, cells - 1)
+    return (1 - (at[:, :, None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)

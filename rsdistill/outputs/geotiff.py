@@ -222,7 +222,7 @@ def restyle(mask: Path, table: ClassTable) -> None:
         tags, before = file.tags(), file.profile.get("compress", "none")
     with atomic(mask) as partial:
         kept = None if nodata is None else int(nodata)
-        compress = next((one for one in get_args(Compression) if one == before), "deflate")
+        compress: Compression = before if before in get_args(Compression) else "deflate"
         virtual = virtual_raster(mask, grid, dtype, kept, ["class"], tags=tags, decorate=lambda band: add_palette(band, table))
         with writing(mask):
             copy_to_cog(virtual, partial, "MODE", compress, {})

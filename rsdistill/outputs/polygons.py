@@ -22,7 +22,7 @@ from rsdistill.outputs.sieving import sieve
 from rsdistill.outputs.simplifying import simplify_coverage
 from rsdistill.outputs.stitching import Polygons, whole_polygons
 from rsdistill.outputs.styles import CLASS_FIELD, add_layer_style, class_style
-from rsdistill.outputs.vectors import DRIVERS, GEOMETRY, Columns, write_vectors
+from rsdistill.outputs.vectors import DRIVERS, Columns, write_vectors
 
 STRIP_PIXELS = 1 << 22
 """Pixels that are worked on at once: some 200 MB on the noisiest mask."""
@@ -78,7 +78,7 @@ def write_polygons(
             batches = (to_columns(some, table, measure, confidence=confidence is not None) for some in polygons)
             count = write_vectors(made, layer, labels.grid.crs, batches, final=path)
             if path.suffix == ".gpkg":
-                add_layer_style(made, layer, class_style(table), column=GEOMETRY)
+                add_layer_style(made, layer, class_style(table))
     if path.suffix != ".gpkg":
         _write_style(path, table)
     return count
@@ -107,7 +107,7 @@ def restyle_polygons(path: Path, table: ClassTable, *, layer: str | None = None)
     if layer not in layers:
         wanted = f"layer '{layer}'" if layer else "one layer of polygons"
         raise MaskError(f"{path} has not {wanted} but: {', '.join(layers) or 'none'}", hint="name one with --layer")
-    add_layer_style(path, layer, class_style(table), column=GEOMETRY)
+    add_layer_style(path, layer, class_style(table))
 
 
 def _write_style(path: Path, table: ClassTable) -> None:

@@ -106,7 +106,7 @@ def aux_xml(table: ClassTable) -> str:
     return ET.tostring(root, encoding="unicode") + "\n"
 
 
-def add_layer_style(path: Path, layer: str, style: str, *, column: str = "geom") -> None:
+def add_layer_style(path: Path, layer: str, style: str) -> None:
     """Store ``style`` (QML) in the GeoPackage ``path`` as the default style of ``layer``, replacing one that is there."""
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(_LAYER_STYLES)
@@ -114,8 +114,9 @@ def add_layer_style(path: Path, layer: str, style: str, *, column: str = "geom")
         database.execute("DELETE FROM layer_styles WHERE f_table_name = ?", (layer,))
         database.execute(
             "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, styleQML, styleSLD,"
-            " useAsDefault, description, owner) VALUES ('', '', ?, ?, ?, ?, '', 1, 'Classes by name and colour', '')",
-            (layer, column, layer, style),
+            " useAsDefault, description, owner) SELECT '', '', table_name, column_name, table_name, ?, '', 1, 'Classes by name and colour',"
+            " '' FROM gpkg_geometry_columns WHERE table_name = ?",
+            (style, layer),
         )
 
 

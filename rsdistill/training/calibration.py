@@ -48,7 +48,7 @@ def gradient_norm(term: Tensor, parameters: list[nn.Parameter]) -> float:
 
 
 def balanced(pulls: dict[str, Pull], weights: dict[str, float], ratio: float) -> dict[str, float]:
-    """Return weights under which every term of ``weights`` pulls ``ratio`` times as hard as cross-entropy; one without a pull keeps its own."""
+    """Return weights that make each term of ``weights`` pull ``ratio`` times as hard as cross-entropy; one without a pull keeps its own."""
     reference = pulls[REFERENCE].gradient
     return {name: ratio * reference / pulls[name].gradient if pulls[name].gradient > 0 else weight for name, weight in weights.items()}
 

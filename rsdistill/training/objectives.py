@@ -74,8 +74,8 @@ class TeacherObjective(Objective):
 class DistillObjective(Objective):
     """The loss of a student: its supervised terms and what a method asks of it and of its frozen teachers.
 
-    Teachers, which are frozen and take a batch, see each tile as it lies in the scene; the student sees it turned, flipped and re-lit, and the teachers' outputs
-    are turned with it.
+    Teachers, which are frozen and take a batch, see each tile as it lies in the scene; the student sees it turned, flipped and re-lit, and
+    the teachers' outputs are turned with it.
     """
 
     def __init__(

@@ -475,3 +475,30 @@ def test_resume_starts_anew_when_scene_or_options_changed(tmp_path, work, monkey
         assert any("earlier run" in message for message in heard.messages) is (change == "nothing")
         assert np.array_equal(read(tmp_path / "m.tif"), by_hand(image))
         write_scene(scene, noise(200, 50))
+
+
+def test_a_scene_is_resampled_when_asked(tmp_path, work):
+    image = np.kron(noise(30, 40), np.ones((1, 4, 4), np.uint8))
+    scene = write_scene(tmp_path / "s.tif", image)
+    model = write_linear(work / "coarse.safetensors", pixel_size=8.0)
+    heard = Heard()
+    predict(scene, out=[tmp_path / "m.tif"], work=work, model=model, pixel_size=8, progress=heard)
+    assert heard.warnings == []
+    with rasterio.open(tmp_path / "m.tif") as mask:
+        assert mask.transform == NORTH_UP @ Affine.scale(4)
+        assert np.array_equal(mask.read(1), by_hand(image[:, ::4, ::4]))
+
+
+def test_a_rehearsal_tells_what_it_would_take_and_writes_nothing(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", noise(300, 200))
+    options = {"tile": 64, "margin": 8, "probabilities": tmp_path / "p.tif"}
+    result = predict(scene, out=[tmp_path / "m.tif"], work=work, dry_run=True, **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"s.tif", "work"}
+    assert result.paths == ()
+    (told,) = result.data["scenes"]
+    done = predict(scene, out=[tmp_path / "m.tif"], work=work, **options).data["scenes"][0]
+    assert told["windows"] == done["windows"]
+    assert told["overlap_factor"] == pytest.approx(done["overlap_factor"])
+    assert told["seconds"] > 0
+    assert told["memory_bytes"] > 200 * 64 * 3
+    assert told["disk_bytes"] >= sum(path.stat().st_size for path in (tmp_path / "m.tif", tmp_path / "p.tif")) / 2

@@ -11,9 +11,14 @@ from rsdistill.training.interrupts import postponed
 
 def test_a_signal_inside_a_step_acts_after_the_step_and_after_the_save():
     happened = []
-    with pytest.raises(KeyboardInterrupt), postponed(lambda: happened.append("saved")):
-        os.kill(os.getpid(), signal.SIGINT)
-        happened.append("step ended")
+
+    def step():
+        with postponed(lambda: happened.append("saved")):
+            os.kill(os.getpid(), signal.SIGINT)
+            happened.append("step ended")
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
     assert happened == ["step ended", "saved"]
 
 

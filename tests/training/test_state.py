@@ -45,7 +45,10 @@ def test_no_state_starts_from_the_first_step(tmp_path):
     assert "nothing to resume" in heard.said[0]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", pickle.dumps(print, protocol=2)], ids=["empty", "cut", "pickle that names a function"])
+DAMAGED = {"empty": b"", "cut": b"PK\x03\x04 not a zip", "pickle that names a function": pickle.dumps(print, protocol=2)}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_or_foreign_state_is_not_run(tmp_path, content):
     path, heard = tmp_path / "state.pt", Heard()
     path.write_bytes(content)
