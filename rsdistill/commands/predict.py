@@ -57,7 +57,6 @@ def predict(scenes: Any, *, progress: Progress = SILENT, **options: Any) -> Resu
     result is one file per --out, named and coloured for QGIS, with a run file that repeats it.
     """
     config = PredictConfig.of(scenes=(scenes,) if isinstance(scenes, str | Path) else scenes, **options)
-    from rsdistill.geo.caching import bounded_cache
     from rsdistill.geo.scenes import find_scenes
     from rsdistill.inference.loading import find_model
     from rsdistill.inference.mapping import Mapper
@@ -71,14 +70,13 @@ def predict(scenes: Any, *, progress: Progress = SILENT, **options: Any) -> Resu
         return _rehearse(named, mapper)
     mapped: list[Mapped] = []
     failures: list[str] = []
-    with bounded_cache():
-        for scene, products in named.items():
-            try:
-                mapped.append(_map(scene, products, mapper, config))
-            except InputError as error:
-                if len(named) == 1:
-                    raise
-                failures.append(f"{error} ({error.hint})" if error.hint else str(error))
+    for scene, products in named.items():
+        try:
+            mapped.append(_map(scene, products, mapper, config))
+        except InputError as error:
+            if len(named) == 1:
+                raise
+            failures.append(f"{error} ({error.hint})" if error.hint else str(error))
     data = {"model": str(mapper.path), "scenes": [one.data for one in mapped]}
     tables = (_table(mapped[0]),) if len(named) == 1 else ()
     return Result(tuple(path for one in mapped for path in one.paths), data, tables, tuple(failures))
@@ -89,6 +87,7 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
     from time import perf_counter
 
     from rsdistill import __version__
+    from rsdistill.geo.caching import bounded_cache, cache_for
     from rsdistill.inference.engine import Stats
     from rsdistill.inference.journal import Journal
     from rsdistill.inference.products import Look, write_products
@@ -103,9 +102,9 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
         aoi = interest and interest.geometry
         look = Look(config.compress, config.co, tags, config.min_area, config.simplify, aoi, config.overwrite)
         whole = frame == scene.grid.window and config.pixel_size is None
-        pixels = write_products(
-            mapper.strips(scene, wanted, stats, journal), scene.grid[frame], mapper.table, products, look, scene=path if whole else None
-        )
+        with bounded_cache(cache_for(scene)):
+            strips = mapper.strips(scene, wanted, stats, journal)
+            pixels = write_products(strips, scene.grid[frame], mapper.table, products, look, scene=path if whole else None)
     _write_runs(path, products, config)
     classes = dict(zip(mapper.table.names, pixels, strict=True))
     data = {

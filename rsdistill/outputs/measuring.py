@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isclose
 
 import numpy as np
 import pyproj
@@ -45,7 +46,9 @@ class Measure:
     def perimeter(self, shapes: NDArray[np.object_]) -> NDArray[np.float64]:
         """Length of all rings in m, or in pixels where no CRS is known; geodesic in a geographic CRS."""
         if not self._geographic:
-            return np.asarray(shapely.length(self.to_world(shapes))) * self._factor
+            height, width = self.grid.pixel_size
+            square = height == width and isclose(abs(self.grid.transform.determinant), height * width)
+            return np.asarray(shapely.length(shapes) * height if square else shapely.length(self.to_world(shapes))) * self._factor
         points, ring = shapely.get_coordinates(shapely.get_rings(shapes), return_index=True)
         owner = shapely.get_rings(shapes, return_index=True)[1][ring]
         lon, lat = (self._world(points) * np.degrees(self._factor)).T

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +81,7 @@ def test_options_that_were_not_named_are_written_out(tmp_path: Path, card: Make)
 
 
 def test_a_full_disk_leaves_the_older_file_and_nothing_else(tmp_path: Path, card: Make) -> None:
+    resource = pytest.importorskip("resource", reason="only POSIX limits the size of files")
     path = tmp_path / "m.safetensors"
     save_model(path, build_network("linear", {}, 3, 2), card())
     before = path.read_bytes()
@@ -163,6 +163,17 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, kept: int) -> None:
     path = by_hand(tmp_path / "m.safetensors")
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match=r"short|not a whole"):
+        load_model(path)
+
+
+def test_an_enormous_tensor_of_the_wrong_shape_is_refused_unread(tmp_path: Path) -> None:
+    path, size = tmp_path / "m.safetensors", 1 << 34
+    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    text = json.dumps({"__metadata__": {HEADER_KEY: json.dumps(CARD)}, "weight": tensor, "bias": tensor | {"shape": [0], "data_offsets": [size, size]}})
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text.encode())
+        file.truncate(8 + len(text) + size)  # sparse: 16 GiB that take no space
+    with pytest.raises(CheckpointError, match=r"'weight' .* is \(4294967296,\)"):
         load_model(path)
 
 

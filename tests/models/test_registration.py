@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from rsdistill.models.backbones import STRIDES, measured_offsets
 from rsdistill.models.registration import cell_offsets, crop, rise
@@ -97,6 +98,22 @@ def test_crop_equals_grid_sample_with_repeated_borders() -> None:
     grid = torch.stack([cols[:, None, :].expand(-1, 24, -1), rows[:, :, None].expand(-1, -1, 24)], dim=-1)
     expected = F.grid_sample(maps.expand(16, -1, -1, -1), grid, padding_mode="border", align_corners=False)
     assert torch.allclose(cut.double(), expected, atol=1e-5)
+
+
+def test_crop_equals_roi_align_with_one_aligned_sample() -> None:
+    maps, index = torch.rand(2, 4, 40, 56), torch.randint(2, (16,))
+    box = torch.cat([torch.rand(16, 2) * 20, 20 + torch.rand(16, 2) * 20], dim=1)
+    rois = torch.cat([index[:, None], box[:, [1, 0, 3, 2]]], dim=1)
+    expected = roi_align(maps, rois, (16, 24), sampling_ratio=1, aligned=True)
+    assert torch.allclose(crop(maps, box, index, (16, 24)), expected, atol=1e-5)
+
+
+def test_a_crop_does_not_depend_on_the_tiles_beside_it() -> None:
+    maps, index = torch.rand(1, 4, 40, 56), torch.zeros(3, dtype=torch.int64)
+    box = torch.tensor([[-3.0, 1.0, 5.0, 9.0], [20.2, 30.4, 26.9, 41.0], [33.0, 50.0, 44.0, 61.0]])
+    together = crop(maps, box, index, (16, 16))
+    alone = torch.cat([crop(maps, box[n : n + 1], index[:1], (16, 16)) for n in range(3)])
+    assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_the_crop_of_the_whole_map_is_the_map() -> None:
