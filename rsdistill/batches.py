@@ -37,6 +37,8 @@ class Batch(NamedTuple):
     context: Context | None = None
     box_in_scene: Tensor | None = None
     """(B, 4) float32 top, left, bottom, right of each tile in [0, 1] of its whole scene."""
+    place: Tensor | None = None
+    """(B,) int64 position of each tile in the tile set, by which what is kept of it is found."""
 
 
 class Segmentation(NamedTuple):

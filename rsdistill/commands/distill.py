@@ -27,6 +27,9 @@ class DistillConfig(TrainingConfig):
         1.0, description="Share of the training tiles whose labels are used, 0.125 or 1/8; the rest counts as unlabelled."
     )
     calibrate: int = Field(8, ge=0, description="Batches on which the terms of the loss are measured before training; 0 leaves it out.")
+    cache_teacher: bool = Field(
+        False, description="Ask the teacher once a tile and keep its logits in WORK/cache; for methods that read nothing else."
+    )
     balance: float | None = Field(
         None, gt=0, description="Weigh each term so that its gradient is so many times that of cross-entropy (needs --calibrate)."
     )
@@ -53,6 +56,7 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
     from rsdistill.training.student import Lesson
     from rsdistill.training.student import distill as train
 
-    how = (config.labels_fraction, config.calibrate, config.balance)
+    cache = config.work / "cache" if config.cache_teacher else None
+    how = (config.labels_fraction, config.calibrate, config.balance, cache)
     lesson = Lesson(config.method, config.set, teachers, config.student, arch_args, *how)
     return train(config, lesson, files, serious=SERIOUS, progress=progress)

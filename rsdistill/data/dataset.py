@@ -63,8 +63,13 @@ class TileReader:
     def __init__(self, tile_set: TileSet) -> None:
         self.tile_set = tile_set
         self.card = tile_set.card
+        self._places = {(tile.scene, tile.window): number for number, tile in enumerate(tile_set.tiles)}
         self._rasters: OrderedDict[tuple[int, bool], Scene] = OrderedDict()
         self._contexts: OrderedDict[int, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
+
+    def place(self, tile: Tile) -> int:
+        """Return the position of ``tile`` in the tile set."""
+        return self._places[tile.scene, tile.window]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_rasters": OrderedDict(), "_contexts": OrderedDict()}
@@ -208,6 +213,7 @@ def collate(reader: TileReader, tiles: Sequence[Tile], windows: Sequence[Window]
         labelled=torch.tensor([tile.labelled for tile in tiles]),
         context=_context(reader, tiles, windows, make.tiles) if make.with_context else None,
         box_in_scene=torch.tensor(boxes, dtype=torch.float32),
+        place=torch.tensor([reader.place(tile) for tile in tiles]),
     )
 
 
@@ -253,7 +259,7 @@ def normalise(batch: Batch, mean: Tensor, std: Tensor, device: torch.device) -> 
         context = Context(scaled(context.image, known), known, sent(context.box), sent(context.index), label)
     valid = sent(batch.valid)
     box = None if batch.box_in_scene is None else sent(batch.box_in_scene)
-    return Batch(scaled(batch.image, valid), sent(batch.label).long(), valid, sent(batch.labelled), context, box)
+    return Batch(scaled(batch.image, valid), sent(batch.label).long(), valid, sent(batch.labelled), context, box, batch.place)
 
 
 def loader(source: BatchSource, steps: range, workers: int, *, pin_memory: bool = False) -> DataLoader[Batch]:

@@ -31,6 +31,8 @@ class Method(nn.Module, ABC):
 
     teachers: int = 1
     """How many teachers :meth:`forward` takes; 0 for a baseline that needs none."""
+    logits_suffice: bool = False
+    """Whether logits are all that the terms read of the teachers, so that they may come from a cache."""
     semi_supervised: bool = False
     """Whether unlabelled tiles teach: the loop then adds as many of them to a batch as it has labelled ones."""
     critic: nn.Module | None
@@ -83,6 +85,7 @@ class CrossEntropy(Method):
     """The student alone (``ce``): the baseline that every comparison carries, since the loop adds the supervised terms to any method."""
 
     teachers = 0
+    logits_suffice = True
 
     def forward(self, batch: Batch, student: Segmentation, *teachers: Segmentation) -> dict[str, Tensor]:
         """Return no term."""

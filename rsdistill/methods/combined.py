@@ -31,6 +31,7 @@ class Combined(Method):
         self.members = nn.ModuleDict(dict(members))
         self.teachers = max(member.teachers for member in members.values())
         self.semi_supervised = any(member.semi_supervised for member in members.values())
+        self.logits_suffice = all(member.logits_suffice for member in members.values())
         self.kd_owner = next((name for name in ("kd", *members) if name in members and "kd" in members[name].weights), None)
         for name, member in members.items():
             member.notes = self.notes

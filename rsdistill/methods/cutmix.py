@@ -79,4 +79,5 @@ class Mix(NamedTuple):
             labelled=batch.labelled[rows] & ~mixed,
             context=None if context is None else context._replace(box=context.box[rows], index=context.index[rows]),
             box_in_scene=None if batch.box_in_scene is None else batch.box_in_scene[rows],
+            place=None if batch.place is None else batch.place[rows.cpu()],
         )

@@ -49,6 +49,7 @@ class CWD(Relational):
         super().__init__(kd, kd_tau, logits=logits, features=features)
         self.tau = tau
         self.adapter: nn.Module = nn.Identity()
+        self.logits_suffice = "features" not in self.weights
 
     def setup(self, student: Segmentation, *teachers: Segmentation) -> None:
         """Make the 1 × 1 convolution that the features need."""

@@ -42,6 +42,8 @@ class DIST(Relational):
         kd_tau: temperature of that KD.
     """
 
+    logits_suffice = True
+
     def __init__(
         self, *, inter: Weight = 1.0, intra: Weight = 1.0, tau: Temperature = 1.0, kd: Weight = 1.0, kd_tau: Temperature = 1.0
     ) -> None:

@@ -62,6 +62,7 @@ class KD(Method):
         super().__init__(kd=weight)
         self.tau, self.js, self.where = tau, js, where
         self.semi_supervised = where == "valid"
+        self.logits_suffice = not js
 
     def forward(self, batch: Batch, student: Segmentation, *teachers: Segmentation) -> dict[str, Tensor]:
         """Return ``kd``.

@@ -68,6 +68,8 @@ class MGSAD(Relational):
         kd_tau: temperature of that KD.
     """
 
+    logits_suffice = True
+
     def __init__(
         self,
         *,

@@ -6,17 +6,20 @@ from typing import Any
 
 import torch
 
+from rsdistill.geo.tile_index import TileSet
 from rsdistill.methods import load_method
 from rsdistill.methods.base import Method
 from rsdistill.models.checkpoints import build_network
 from rsdistill.models.weights import load_encoder_weights
 from rsdistill.reporting import Progress, Result
 from rsdistill.training import calibration, run
+from rsdistill.training.caching import CachedTeacher, cached, check_cacheable
 from rsdistill.training.loop import Fit
 from rsdistill.training.objectives import DistillObjective
 from rsdistill.training.prepare import Files, open_tile_set
 from rsdistill.training.settings import TrainingConfig
-from rsdistill.training.teachers import load_teachers
+from rsdistill.training.state import file_digest
+from rsdistill.training.teachers import Ensemble, Teacher, load_teachers
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Lesson:
     """Batches on which the terms are measured before training; 0 leaves that out."""
     balance: float | None
     """Gradient norm of each of the method's terms against that of cross-entropy; None keeps the method's weights."""
+    cache: Path | None
+    """Folder for the teachers' logits; None asks the teachers anew in every step."""
 
 
 def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: str, progress: Progress) -> Result:
@@ -43,7 +48,7 @@ def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: st
     rule = load_method(lesson.method, lesson.options)
     network = build_network(lesson.arch, lesson.arch_args, len(tile_set.card.bands), len(tile_set.table))
     run.introduce(progress, fabric, config, network, load_encoder_weights(network, config.weights, offline=config.offline), serious)
-    frozen = load_teachers(lesson.teachers, rule.teachers, tile_set)
+    frozen = _teachers(lesson, rule, tile_set, fabric.device, progress)
     objective = DistillObjective(network, run.supervised(config, tile_set), rule, frozen, augmentation=config.augment, seed=config.seed)
     with_context = network.needs_context or any(teacher.needs_context for teacher in frozen)
     batches = run.source(
@@ -59,6 +64,23 @@ def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: st
 
     parents = lesson.teachers if rule.teachers else ()
     return run.carry_out(config, "distill", objective, batches, card, files, fabric, progress, parents=parents, before=before)
+
+
+def _teachers(
+    lesson: Lesson, rule: Method, tile_set: TileSet, device: torch.device, progress: Progress
+) -> tuple[Teacher | Ensemble | CachedTeacher, ...]:
+    """Return the frozen teachers that the method takes, behind a cache where that was asked for."""
+    loaded = load_teachers(lesson.teachers, rule.teachers, tile_set)
+    if lesson.cache is None or not loaded:
+        return loaded
+    check_cacheable(lesson.method, rule.logits_suffice)
+    digests = [file_digest(path) for path in lesson.teachers]
+    tiles = file_digest(tile_set.folder / "tileset.json") + file_digest(tile_set.folder / "tiles.gpkg")
+    groups = [digests] if len(loaded) == 1 else [[digest] for digest in digests]
+    return tuple(
+        cached(teacher, tile_set, lesson.cache, " ".join([*group, tiles]), device, progress)
+        for teacher, group in zip(loaded, groups, strict=True)
+    )
 
 
 def _calibrate(fit: Fit, rule: Method, lesson: Lesson, progress: Progress) -> None:
