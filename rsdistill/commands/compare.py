@@ -49,6 +49,7 @@ def compare(*, progress: Progress = SILENT, **options: Any) -> Result:
     out = config.out or config.work / "compare"
     open_tile_set(config)
     methods = tuple(dict.fromkeys((*BASELINES, *config.methods)))
+    _check(config, methods)
     runs: list[dict[str, Any]] = []
     with progress.task("compare", total=len(config.budget) * len(methods) * config.seeds) as bar:
         for budget in config.budget:
@@ -64,6 +65,22 @@ def compare(*, progress: Progress = SILENT, **options: Any) -> Result:
     return _write(config, out, comparison, (markdown, draw_comparison))
 
 
+def _check(config: CompareConfig, methods: tuple[str, ...]) -> None:
+    """Refuse what would stop the comparison half way: an unknown method or option, a teacher that is missing."""
+    from rsdistill.methods import load_method
+    from rsdistill.models.card import read_card
+
+    for method in methods:
+        load_method(method, _own(config, method))
+    for path in config.teacher or (config.work / "teacher.safetensors",):
+        read_card(path)
+
+
+def _own(config: CompareConfig, method: str) -> dict[str, Any]:
+    """Return the options of ``--set`` that are for ``method``."""
+    return {key: value for key, value in config.set.items() if key.partition(".")[0] in method.split("+")}
+
+
 def _seconds(config: CompareConfig, runs: list[dict[str, Any]]) -> float:
     """Return the wall-clock budget: what was asked for, or the mean training time of ``kd`` under equal steps."""
     if config.max_seconds:
@@ -73,7 +90,7 @@ def _seconds(config: CompareConfig, runs: list[dict[str, Any]]) -> float:
         from rsdistill.errors import ConfigError
 
         raise ConfigError("--budget seconds needs --max-seconds", hint="or --budget steps,seconds, which takes the time of kd")
-    return round(sum(kd) / len(kd), 1)
+    return max(0.01, round(sum(kd) / len(kd), 2))
 
 
 def _run(
@@ -83,6 +100,7 @@ def _run(
     name = f"{method.replace('+', '-').replace(':', '.')}.{budget}.{seed}"
     record = folder / f"{name}.json"
     passed = config.model_dump(exclude=OWN, exclude_none=True) | {"method": method, "seed": seed, "out": folder / f"{name}.safetensors"}
+    passed["set"] = _own(config, method)
     if limit is not None:
         passed |= {"max_seconds": limit, "steps": 1_000_000}
     mark = hashlib.sha256(json.dumps(passed, sort_keys=True, default=str).encode()).hexdigest()

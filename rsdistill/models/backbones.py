@@ -142,7 +142,10 @@ def hub_weights(encoder: nn.Module, name: str) -> tuple[str, str, str | None] | 
         if own is not None:
             settings = own["pretrained_settings"].get("imagenet")
             return (settings["repo_id"], "model.safetensors", settings["revision"]) if settings and "repo_id" in settings else None
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # a tag that the network does not have
+        return None
     if config is None or not config.hf_hub_id:
         return None
     repository, _, revision = config.hf_hub_id.partition("@")

@@ -70,6 +70,8 @@ class ModelCard(BaseModel):
     canvas_margin: Annotated[int, Field(ge=0)] | None = None
     """Context pixels that a window of the context is read wider on each side, where a scene's context is taken in windows."""
     method: str | None = None
+    teachers: tuple[str, ...] = ()
+    """Digest of each teacher's file."""
     seed: int | None = None
     versions: dict[str, str] = {}
 

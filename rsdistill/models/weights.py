@@ -1,23 +1,19 @@
-"""Pretrained encoder weights: from a file or from the Hugging Face hub, matched tensor by tensor and never by luck."""
+"""Pretrained encoder weights: from a file or published ones, matched tensor by tensor and never by luck."""
 
-import os
 import re
-import threading
 import zipfile
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rsdistill.errors import ConfigError, WeightsError
-from rsdistill.models.backbones import Encoder, hub_weights
+from rsdistill.models.backbones import Encoder
 from rsdistill.models.network import Network
+from rsdistill.models.published import HINT, Published, find_published
 
 MIN_MATCH = 0.95
 """Weights that fill a smaller share of an encoder's tensors are refused."""
@@ -25,8 +21,10 @@ MIN_MATCH = 0.95
 MAX_PICKLE_BYTES = 4 << 30
 """A .pt or .pth file that unpacks to more is refused unread."""
 
+PUBLISHED = ("timm:", "torchgeo:")
+"""Beginnings of what names published weights; everything else is a path."""
+
 _HEADS = re.compile(r"^(classifier|fc|head|last_linear)\b")
-_HINT = "name a .safetensors file of this encoder, or train from scratch with --weights none"
 
 
 class LoadedWeights(NamedTuple):
@@ -37,6 +35,9 @@ class LoadedWeights(NamedTuple):
     """Tensors of the network's encoders that were filled."""
     total: int
     """Tensors that these encoders have (without counters of batches)."""
+    mean: tuple[float, ...] = ()
+    """Of each band, as the weights want to see it; empty where they do not say."""
+    std: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         if not self.total:
@@ -52,8 +53,9 @@ def load_encoder_weights(network: Network, spec: str, *, offline: bool = False) 
 
     Args:
         network: its ``encoders`` are filled in place.
-        spec: ``none``, ``imagenet`` (from the hub's cache, or the hub), or the path of a safetensors file (or a .pt/.pth of plain
-            tensors) with names of the encoder's own library, or with other names in the same order.
+        spec: ``none``; ``imagenet``, ``timm:TAG`` or ``torchgeo:NAME`` (from a cache, or fetched: see
+            :func:`rsdistill.models.published.find_published`); or the path of a safetensors file (or a .pt/.pth of plain tensors)
+            with names of the encoder's own library, or with other names in the same order.
         offline: do not touch the network; neither does HF_HUB_OFFLINE=1.
 
     Raises:
@@ -65,30 +67,37 @@ def load_encoder_weights(network: Network, spec: str, *, offline: bool = False) 
     if not network.encoders:
         raise ConfigError(f"a {type(network).__name__} network has no encoder that takes weights", hint="use --weights none")
     matched = total = 0
+    found = Published(Path(spec))
     for encoder in network.encoders:
-        path = _from_hub(encoder, offline) if spec == "imagenet" else Path(spec)
-        filled, wanted = _fill(encoder, _read(path), spec)
+        if spec == "imagenet" or spec.startswith(PUBLISHED):
+            found = find_published(encoder, spec, bands_of(encoder), offline=offline)
+        filled, wanted = _fill(encoder, _read(found.path), spec)
         matched, total = matched + filled, total + wanted
     network.pretrained = True
-    return LoadedWeights(spec, matched, total)
+    return LoadedWeights(spec, matched, total, found.mean, found.std)
+
+
+def bands_of(encoder: nn.Module) -> int:
+    """The number of bands that an encoder reads: those of its first convolution."""
+    return next(int(parameter.shape[1]) for parameter in encoder.parameters() if parameter.ndim == 4)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise WeightsError(f"weights {path} are not a file", hint=_HINT)
+        raise WeightsError(f"weights {path} are not a file", hint=HINT)
     if path.suffix not in {".safetensors", ".pt", ".pth"}:
-        raise WeightsError(f"weights {path} are neither .safetensors nor .pt or .pth", hint=_HINT)
+        raise WeightsError(f"weights {path} are neither .safetensors nor .pt or .pth", hint=HINT)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         if _unpacked(path) > MAX_PICKLE_BYTES:
-            raise WeightsError(f"weights {path} unpack to more than {MAX_PICKLE_BYTES >> 30} GiB", hint=_HINT)
+            raise WeightsError(f"weights {path} unpack to more than {MAX_PICKLE_BYTES >> 30} GiB", hint=HINT)
         read = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except Exception as error:  # both readers raise half a dozen kinds on a file that is not their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"cannot read weights {path}: {reason}", hint=_HINT) from None
+        raise WeightsError(f"cannot read weights {path}: {reason}", hint=HINT) from None
     read = read.get("state_dict", read) if isinstance(read, dict) else {}
     return {name: tensor for name, tensor in read.items() if isinstance(tensor, Tensor)}
 
@@ -108,7 +117,7 @@ def _fill(encoder: nn.Module, source: Mapping[str, Tensor], spec: str) -> tuple[
     pairs = max(_by_name(target, source), _by_order(target, source), key=len)
     if len(pairs) < MIN_MATCH * len(target):
         name = getattr(encoder, "name", type(encoder).__name__)
-        raise WeightsError(f"weights {spec} fit {len(pairs)} of the {len(target)} tensors of encoder {name}", hint=_HINT)
+        raise WeightsError(f"weights {spec} fit {len(pairs)} of the {len(target)} tensors of encoder {name}", hint=HINT)
     with torch.no_grad():
         for name, tensor in pairs.items():
             target[name].copy_(_folded(tensor, target[name].shape[1]) if tensor.ndim == 4 else tensor)
@@ -159,47 +168,3 @@ def _folded(kernel: Tensor, bands: int) -> Tensor:
     if bands < channels:
         return kernel.float().mean(dim=1, keepdim=True).expand(-1, bands, -1, -1) * (channels / bands)
     return kernel.float()[:, torch.arange(bands) % channels] * (channels / bands)
-
-
-def _from_hub(encoder: nn.Module, offline: bool) -> Path:
-    """Return the path of an encoder's ImageNet weights in the hub's cache, fetched if need be and if the hub answers at once."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    name = str(getattr(encoder, "name", ""))
-    place = hub_weights(encoder, name)
-    if place is None:
-        raise WeightsError(f"there are no ImageNet weights for encoder {name}", hint=_HINT)
-    repository, file, revision = place
-    cached = try_to_load_from_cache(repository, file, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached)
-    if offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "TRUE", "YES", "ON"}:
-        raise WeightsError(f"ImageNet weights of {name} ({repository}) are not in the cache, and the network is not to be used", hint=_HINT)
-    if not _answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
-        raise WeightsError(f"ImageNet weights of {name} ({repository}) are not in the cache, and the hub does not answer", hint=_HINT)
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise WeightsError(f"cannot fetch {repository}/{file}: {str(error).splitlines()[0]}", hint=_HINT) from None
-
-
-def _answers(endpoint: str, seconds: float = 1.5) -> bool:
-    """Whether ``endpoint`` answers a request within ``seconds``, by a proxy if one is set; the hub's client would try for half a minute."""
-    answered = threading.Event()
-
-    def knock() -> None:
-        try:
-            with urlopen(Request(endpoint, method="HEAD"), timeout=seconds):
-                answered.set()
-        except HTTPError as error:
-            if error.code < 500:  # it is there, and only does not like the question
-                answered.set()
-        except (OSError, ValueError, HTTPException):
-            pass
-
-    # A thread, because no timeout bounds the look-up of a name.
-    thread = threading.Thread(target=knock, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()

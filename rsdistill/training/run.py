@@ -2,7 +2,8 @@
 
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,13 @@ def _default_batch(tile: int, fabric: Fabric) -> int:
     return int(2 ** max(0, min(math.log2(GPU_BATCH), round(math.log2(CPU_PIXELS / tile**2)))))
 
 
+def normalised_as(tile_set: TileSet, loaded: LoadedWeights) -> TileSet:
+    """Return the tile set with the normalisation that the encoder's weights were trained with, or as it is where they tell none."""
+    if not loaded.mean:
+        return tile_set
+    return replace(tile_set, card=tile_set.card.model_copy(update={"mean": loaded.mean, "std": loaded.std}))
+
+
 def supervised(config: TrainingConfig, tile_set: TileSet) -> Supervised:
     """Return the supervised terms that ``config`` names."""
     weights = balanced_weights(tile_set.card.class_pixels["train"]) if config.class_weights == "balanced" else None
@@ -92,7 +100,7 @@ def source(
     return BatchSource(tile_set, make, seed=config.seed, labels_fraction=labels_fraction)
 
 
-def card_for(tile_set: TileSet, network: Network, arch: str, *, method: str, seed: int) -> ModelCard:
+def card_for(tile_set: TileSet, network: Network, arch: str, *, method: str, seed: int, teachers: Sequence[Path] = ()) -> ModelCard:
     """Return the card of ``network``, an ``arch`` trained on ``tile_set``; its options are written out, whatever later defaults are."""
     card = tile_set.card
     packages = ("rsdistill", "torch", "torchgeo", "timm", "segmentation-models-pytorch")
@@ -112,6 +120,7 @@ def card_for(tile_set: TileSet, network: Network, arch: str, *, method: str, see
         tile=card.tile,
         margin=card.tile // 8 if network.stride > 1 else 0,
         method=method,
+        teachers=tuple(file_digest(path) for path in teachers),
         seed=seed,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
     )

@@ -35,7 +35,9 @@ class TrainingConfig(RunConfig):
     batch: int | None = Field(None, ge=1, description="Tiles in a step (default 8; without a GPU as many as make half a megapixel).")
     contexts: int = Field(4, ge=1, description="Context images that the tiles of a step share, for networks that read context.")
     accumulate: int = Field(1, ge=1, description="Steps whose gradients are added before the optimiser moves.")
-    weights: str = Field("none", description="Encoder weights: none, imagenet (downloaded), or a safetensors file.")
+    weights: str = Field(
+        "none", description="Encoder weights: none, imagenet, timm:TAG, torchgeo:NAME (fetched once), or a .safetensors, .pt or .pth file."
+    )
     offline: bool = Field(False, description="Never use the network.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimiser.")
     lr: float | None = Field(None, gt=0, description="Peak learning rate (default 1e-3 for adamw, 1e-2 for sgd).")

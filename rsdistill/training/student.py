@@ -47,7 +47,9 @@ def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: st
     torch.manual_seed(config.seed)
     rule = load_method(lesson.method, lesson.options)
     network = build_network(lesson.arch, lesson.arch_args, len(tile_set.card.bands), len(tile_set.table))
-    run.introduce(progress, fabric, config, network, load_encoder_weights(network, config.weights, offline=config.offline), serious)
+    loaded = load_encoder_weights(network, config.weights, offline=config.offline)
+    run.introduce(progress, fabric, config, network, loaded, serious)
+    tile_set = run.normalised_as(tile_set, loaded)
     frozen = _teachers(lesson, rule, tile_set, fabric.device, progress)
     objective = DistillObjective(network, run.supervised(config, tile_set), rule, frozen, augmentation=config.augment, seed=config.seed)
     with_context = network.needs_context or any(teacher.needs_context for teacher in frozen)
@@ -56,13 +58,13 @@ def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: st
     )
     if rule.semi_supervised and not len(batches.unlabelled):
         progress.warn(f"{lesson.method} learns from unlabelled tiles and there are none: tile more scenes with --unlabelled")
-    card = run.card_for(tile_set, network, lesson.arch, method=lesson.method, seed=config.seed)
+    parents = lesson.teachers if rule.teachers else ()
+    card = run.card_for(tile_set, network, lesson.arch, method=lesson.method, seed=config.seed, teachers=parents)
 
     def before(fit: Fit) -> None:
         if lesson.calibrate and rule.weights:
             _calibrate(fit, rule, lesson, progress)
 
-    parents = lesson.teachers if rule.teachers else ()
     return run.carry_out(config, "distill", objective, batches, card, files, fabric, progress, parents=parents, before=before)
 
 

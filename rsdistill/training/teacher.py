@@ -31,7 +31,9 @@ def train(
     fabric = run.fabric_for(config)
     torch.manual_seed(config.seed)
     network = build_network(arch, arch_args, len(tile_set.card.bands), len(tile_set.table))
-    run.introduce(progress, fabric, config, network, load_encoder_weights(network, config.weights, offline=config.offline), serious)
+    loaded = load_encoder_weights(network, config.weights, offline=config.offline)
+    run.introduce(progress, fabric, config, network, loaded, serious)
+    tile_set = run.normalised_as(tile_set, loaded)
     affinity = LAD(mode=lad, weight=lad_weight) if lad != "none" and isinstance(network, GINet) else None
     objective = TeacherObjective(network, run.supervised(config, tile_set), augmentation=config.augment, seed=config.seed, lad=affinity)
     batches = run.source(config, tile_set, fabric, with_context=network.needs_context)

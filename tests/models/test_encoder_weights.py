@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import rsdistill.models.published as published
 import rsdistill.models.weights as weights
 from rsdistill.errors import ConfigError, WeightsError
 from rsdistill.models import build_network, load_encoder_weights
@@ -206,7 +207,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 
 def test_a_hub_that_answers_is_asked(hub: type[Hub], trained: Callable, empty_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     path, state = trained()
-    monkeypatch.setattr(weights, "hub_weights", lambda *_: ("timm/some", "model.safetensors", "v1"))
+    monkeypatch.setattr(published, "hub_weights", lambda *_: ("timm/some", "model.safetensors", "v1"))
     asked = []
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *place, **more: asked.append((place, more)) or str(path))
     for hub.status in (200, 404):
@@ -254,7 +255,7 @@ def test_cached_weights_are_used_without_the_network(trained: Callable, empty_ca
     path, state = trained()
     asked = []
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *place, **_: asked.append(place) or str(path))
-    monkeypatch.setattr(weights, "hub_weights", lambda *_: ("timm/some", "model.safetensors", None))
+    monkeypatch.setattr(published, "hub_weights", lambda *_: ("timm/some", "model.safetensors", None))
     network = build_network("tiny", LIGHT, 3, 2)
     load_encoder_weights(network, "imagenet", offline=True)
     assert asked == [("timm/some", "model.safetensors")]
@@ -295,3 +296,65 @@ def test_matching_by_name_and_by_order_give_the_same_encoder() -> None:
 def test_the_given_squeezenet_fits_no_mobilenet() -> None:
     with pytest.raises(WeightsError, match="fit 0 of the 255"):
         load_encoder_weights(build_network("base", {}, 3, 2), str(SQUEEZENET))
+
+
+# --- published weights by name ----------------------------------------------------------------------------------------
+
+
+def test_a_tag_of_timm_names_other_weights_of_the_same_encoder(trained: Callable, empty_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *place, **_: asked.append(place) or None)
+    network = build_network("base", {"encoder": "resnet18"}, 3, 2)
+    for spec in ("timm:a1_in1k", "timm:resnet18.a1_in1k"):
+        with pytest.raises(WeightsError, match="weights .*a1_in1k of resnet18 .* not to be used"):
+            load_encoder_weights(network, spec, offline=True)
+    assert asked == 2 * [("timm/resnet18.a1_in1k", "model.safetensors")]
+    with pytest.raises(WeightsError, match="no weights timm:nobody_in1k for encoder resnet18"):
+        load_encoder_weights(network, "timm:nobody_in1k", offline=True)
+
+
+SENTINEL = "torchgeo:ResNet18_Weights.SENTINEL2_ALL_MOCO"
+
+
+@pytest.fixture
+def torch_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("the network was used"))
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+def test_weights_of_torchgeo_bring_their_normalisation(torch_cache: Path) -> None:
+    network = build_network("base", {"encoder": "resnet18"}, 13, 2)
+    state = {name: torch.randn_like(tensor) for name, tensor in floats(network.encoder.body.state_dict()).items()}
+    torch.save(state, torch_cache / "resnet18_sentinel2_all_moco-59bfdff9.pth")
+    loaded = load_encoder_weights(network, SENTINEL, offline=True)
+    assert (loaded.mean, loaded.std) == ((0.0,) * 13, (10000.0,) * 13)
+    assert torch.equal(network.encoder.body.conv1.weight, state["conv1.weight"])
+
+
+def test_two_normalisations_in_a_row_are_one() -> None:
+    from torchgeo.models import get_weight
+
+    mean, std = published._normalisation(get_weight("ResNet50_Weights.FMOW_RGB_GASSL").transforms, 3)
+    pixels = torch.tensor([10.0, 100.0, 250.0], dtype=torch.float64)
+    wanted = (pixels / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    assert torch.allclose((pixels - torch.tensor(mean)) / torch.tensor(std), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "bands", "fault", "says", "hint"),
+    [
+        (SENTINEL, 13, WeightsError, "not to be used", "--weights none"),
+        (SENTINEL, 4, ConfigError, "read 13 bands, the tile set has 4", "B1, B2, B3"),
+        ("torchgeo:ResNet50_Weights.SENTINEL2_ALL_MOCO", 13, WeightsError, "of a resnet50, not of resnet18", "--encoder resnet50"),
+        ("torchgeo:ResNet18_Weights.SENTINEL2_ALL_MOCCO", 13, WeightsError, "did you mean 'ResNet18_Weights.SENTINEL2_ALL_MOCO'", "such as"),
+    ],
+)
+def test_weights_of_torchgeo_that_do_not_fit_are_refused_at_once(
+    torch_cache: Path, spec: str, bands: int, fault: type[Exception], says: str, hint: str
+) -> None:
+    network = build_network("base", {"encoder": "resnet18"}, bands, 2)
+    with pytest.raises(fault, match=says) as caught:
+        load_encoder_weights(network, spec, offline=True)
+    assert hint in caught.value.hint

@@ -18,7 +18,8 @@ TABLE = ClassTable((LandClass(7, "a & <b>", "#e41a1c"), LandClass(2, "Wäldchen"
 def test_one_document_styles_masks_and_polygons() -> None:
     root = ET.fromstring(class_style(TABLE))
     entries = root.findall("pipe/rasterrenderer/colorPalette/paletteEntry")
-    assert [(one.get("value"), one.get("label"), one.get("color")) for one in entries] == [("7", "a & <b>", "#e41a1c"), ("2", "Wäldchen", "#377eb8")]
+    found = [(one.get("value"), one.get("label"), one.get("color")) for one in entries]
+    assert found == [("7", "a & <b>", "#e41a1c"), ("2", "Wäldchen", "#377eb8")]
     renderer = root.find("renderer-v2")
     assert renderer is not None
     assert renderer.get("attr") == "class_id"
@@ -29,9 +30,9 @@ def test_one_document_styles_masks_and_polygons() -> None:
     assert color.get("value") == "55,126,184,179"
 
 
-@pytest.mark.parametrize(("entries", "kind"), [([Category("train", "train", "#000000")], "string"), ([Category(1, "x", "#000000")], "long")])
-def test_categories_of_words_and_of_numbers(entries: list[Category], kind: str) -> None:
-    root = ET.fromstring(qml(vector=entries, field="split"))
+@pytest.mark.parametrize(("value", "kind"), [("train", "string"), (1, "long")])
+def test_categories_of_words_and_of_numbers(value: str | int, kind: str) -> None:
+    root = ET.fromstring(qml(vector=[Category(value, "name", "#000000")], field="split"))
     assert root.find("pipe") is None
     assert [one.get("type") for one in root.iter("category")] == [kind]
 
