@@ -33,6 +33,8 @@ class CompareConfig(TrainingConfig):
     backbone: str | None = Field(None, description="Encoder of the student by its timm name.")
     arch_set: dict[str, Any] = Field({}, description="Options of the student's network (repeat for more).")
     set: dict[str, Any] = Field({}, description="Options of the methods, such as ifvd.weight=10 (repeat for more).")
+    cache_teacher: bool = Field(False, description="Ask the teacher once a tile; features are then out of reach, see distill.")
+    teacher_views: Literal[1, 8] = Field(1, description="Turns and flips of each tile that a cached teacher is asked about, see distill.")
     labels_fraction: Share = Field(1.0, description="Share of the training tiles whose labels are used, 0.125 or 1/8.")
 
 

@@ -1,7 +1,7 @@
 """``distill``: a tile set and frozen teachers in, a small student out."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,9 @@ class DistillConfig(TrainingConfig):
     cache_teacher: bool = Field(
         False, description="Ask the teacher once a tile and keep its logits in WORK/cache; for methods that read nothing else."
     )
+    teacher_views: Literal[1, 8] = Field(
+        1, description="Turns and flips of each tile that a cached teacher is asked about; 8 keeps its mean answer (needs --cache-teacher)."
+    )
     balance: float | None = Field(
         None, gt=0, description="Weigh each term so that its gradient is so many times that of cross-entropy (needs --calibrate)."
     )
@@ -44,6 +47,8 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
     config = DistillConfig.of(**options)
     if config.balance and not (config.calibrate and "ce" in config.loss):
         raise ConfigError("--balance measures against cross-entropy", hint="it needs ce in --loss, and --calibrate above 0")
+    if config.teacher_views > 1 and not config.cache_teacher:
+        raise ConfigError("--teacher-views 8 is for a teacher that is asked once a tile", hint="add --cache-teacher")
     from rsdistill.models.card import read_card
     from rsdistill.training.prepare import ready
 
@@ -57,6 +62,6 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
     from rsdistill.training.student import distill as train
 
     cache = config.work / "cache" if config.cache_teacher else None
-    how = (config.labels_fraction, config.calibrate, config.balance, cache)
+    how = (config.labels_fraction, config.calibrate, config.balance, cache, config.teacher_views)
     lesson = Lesson(config.method, config.set, teachers, config.student, arch_args, *how)
     return train(config, lesson, files, serious=SERIOUS, progress=progress)

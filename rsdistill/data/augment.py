@@ -65,6 +65,11 @@ def turn_one(single: Tensor, element: int) -> Tensor:
     return turned if element < 4 else hflip(turned)
 
 
+def inverse(element: Tensor) -> Tensor:
+    """Return the D4 element that undoes each ``element``; a flip after any turn undoes itself."""
+    return torch.where(element < 4, (4 - element) % 4, element)
+
+
 def turn_boxes(boxes: Tensor, element: Tensor) -> Tensor:
     """Apply D4 to boxes (B, 4) top, left, bottom, right in [0, 1] of a square image."""
     top, left, bottom, right = boxes.unbind(1)

@@ -12,15 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
-from torch import nn
+from torch import Tensor, nn
 
 from rsdistill.batches import Batch, Segmentation
+from rsdistill.data import augment
 from rsdistill.data.dataset import Composition, Pool, TileReader, collate, normalise
 from rsdistill.errors import ConfigError
 from rsdistill.geo.files import atomic
 from rsdistill.geo.tile_index import TileSet
 from rsdistill.reporting import Progress
 from rsdistill.training.teachers import Ensemble, Teacher
+
+LEAST = 1e-6
+"""Smallest probability that is kept; half precision holds its logarithm with room to spare."""
 
 
 class CachedTeacher(nn.Module):
@@ -45,7 +49,7 @@ class CachedTeacher(nn.Module):
 
 
 def cached(
-    teacher: Teacher | Ensemble, tile_set: TileSet, folder: Path, mark: str, device: torch.device, progress: Progress
+    teacher: Teacher | Ensemble, tile_set: TileSet, folder: Path, mark: str, device: torch.device, progress: Progress, *, views: int = 1
 ) -> CachedTeacher:
     """Return ``teacher`` with its logits on all training tiles computed beforehand, or read from what an earlier run left.
 
@@ -56,19 +60,37 @@ def cached(
         mark: of all that decides the logits: the same mark finds the same file.
         device: computes.
         progress: told of each tile.
+        views: turns and flips of a tile that the teacher is asked about, see :func:`ask`.
 
     Raises:
         DiskError: the cache does not fit.
     """
-    path = folder / f"{hashlib.sha256(mark.encode()).hexdigest()[:20]}.npy"
+    path = folder / f"{hashlib.sha256(f'{mark} {views}'.encode()).hexdigest()[:20]}.npy"
     if not path.exists():
         with atomic(path) as part:
-            _fill(part, teacher.to(device), tile_set, device, progress)
+            _fill(part, teacher.to(device), tile_set, device, progress, views)
     return CachedTeacher(path)
 
 
+def ask(teacher: Teacher | Ensemble, batch: Batch, views: int) -> Tensor:
+    """Return the teacher's logits (B, K, h, w), or the logarithm of its mean probability over the first ``views`` elements of D4.
+
+    Overhead imagery has no up, so all eight answers are about the same ground; their mean is a better answer than any one of them. A
+    teacher that is asked once a tile can be asked eight times.
+    """
+    if views == 1:
+        return teacher(batch).logits
+    count = len(batch.image)
+    total = torch.zeros(())
+    for number in range(views):
+        element = torch.full((count,), number)
+        turned = augment.apply(batch, augment.Draw(element, torch.zeros(count), torch.ones(count)))
+        total = total.to(batch.image.device) + augment.turn(teacher(turned).logits.float().softmax(1), augment.inverse(element))
+    return (total / views).clamp_min(LEAST).log()
+
+
 @torch.inference_mode()
-def _fill(path: Path, teacher: Teacher | Ensemble, tile_set: TileSet, device: torch.device, progress: Progress) -> None:
+def _fill(path: Path, teacher: Teacher | Ensemble, tile_set: TileSet, device: torch.device, progress: Progress, views: int) -> None:
     reader, pool = TileReader(tile_set), Pool(tile_set.tiles, tile_set)
     mean, std = torch.tensor(tile_set.card.mean), torch.tensor(tile_set.card.std)
     one = Composition(1, 1, 0, teacher.needs_context)
@@ -78,7 +100,7 @@ def _fill(path: Path, teacher: Teacher | Ensemble, tile_set: TileSet, device: to
         for number in numbers:
             window = pool.context_window(tile_set.tiles[number], np.random.default_rng(number))
             batch = normalise(collate(reader, [tile_set.tiles[number]], [window], one), mean, std, device)
-            logits = teacher(batch).logits[0].half().cpu().numpy()
+            logits = ask(teacher, batch, views)[0].half().cpu().numpy()
             if maps is None:
                 maps = open_memmap(path, mode="w+", dtype=np.float16, shape=(len(tile_set.tiles), *logits.shape))
             maps[number] = logits

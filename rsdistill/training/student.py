@@ -38,6 +38,8 @@ class Lesson:
     """Gradient norm of each of the method's terms against that of cross-entropy; None keeps the method's weights."""
     cache: Path | None
     """Folder for the teachers' logits; None asks the teachers anew in every step."""
+    views: int
+    """Turns and flips of a tile that cached teachers are asked about."""
 
 
 def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: str, progress: Progress) -> Result:
@@ -80,7 +82,7 @@ def _teachers(
     tiles = file_digest(tile_set.folder / "tileset.json") + file_digest(tile_set.folder / "tiles.gpkg")
     groups = [digests] if len(loaded) == 1 else [[digest] for digest in digests]
     return tuple(
-        cached(teacher, tile_set, lesson.cache, " ".join([*group, tiles]), device, progress)
+        cached(teacher, tile_set, lesson.cache, " ".join([*group, tiles]), device, progress, views=lesson.views)
         for teacher, group in zip(loaded, groups, strict=True)
     )
 

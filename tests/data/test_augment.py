@@ -75,3 +75,8 @@ def test_tiles_of_one_context_share_their_draw():
 def test_ignored_labels_stay_ignored():
     ignored = batch()._replace(label=torch.full((8, 16, 16), IGNORE))
     assert bool((augment.apply(ignored, augment.draw(ignored, torch.Generator().manual_seed(0), strength=0.2)).label == IGNORE).all())
+
+
+def test_an_element_and_its_inverse_leave_a_map_as_it_was():
+    image = torch.rand(8, 3, 6, 6)
+    assert torch.equal(augment.turn(augment.turn(image, ALL), augment.inverse(ALL)), image)

@@ -8,7 +8,7 @@ from rsdistill.geo.scenes import open_scene
 
 
 def test_the_cache_holds_two_rows_of_blocks(tmp_path):
-    grid = {"crs": "EPSG:32633", "transform": rasterio.Affine(1, 0, 0, 0, -1, 0)}
+    grid = {"crs": "EPSG:32633", "transform": rasterio.Affine(2, 0, 0, 0, -2, 0)}
     shape = {"count": 3, "height": 600, "width": 40_000, "dtype": "float32", **grid}
     with rasterio.open(tmp_path / "wide.tif", "w", tiled=True, blockxsize=512, blockysize=512, sparse_ok=True, **shape):
         pass

@@ -11,7 +11,7 @@ from rsdistill.errors import ConfigError
 from rsdistill.geo.tile_index import load_tile_set
 from rsdistill.models.checkpoints import load_model
 from rsdistill.reporting import SILENT
-from rsdistill.training.caching import cached
+from rsdistill.training.caching import ask, cached
 from rsdistill.training.teachers import load_teachers
 
 QUICK = {"batch": 4, "threads": 1, "steps": 3, "validate_every": 3}
@@ -67,3 +67,22 @@ def test_a_method_that_reads_features_is_refused(tiles, teacher, tmp_path):
     distill(
         tiles=tiles, work=tmp_path, teacher=(teacher,), method="cwd", set={"cwd.features": 0}, cache_teacher=True, student="tiny", **QUICK
     )
+
+
+def test_a_teacher_asked_eight_ways_answers_the_same_for_every_turn(tiles, teacher):
+    tile_set = load_tile_set(tiles)
+    (asked,) = load_teachers([teacher], 1, tile_set)
+    mean, std = torch.tensor(tile_set.card.mean), torch.tensor(tile_set.card.std)
+    batch = normalise(BatchSource(tile_set, Composition(4, 1, 0, True), seed=0)[0], mean, std, torch.device("cpu"))
+    element = torch.tensor([1, 3, 5, 6])
+    turned = augment.apply(batch, augment.Draw(element, torch.zeros(4), torch.ones(4)))
+    with torch.inference_mode():
+        straight, other, once = ask(asked, batch, 8), ask(asked, turned, 8), ask(asked, batch, 1)
+    torch.testing.assert_close(other, augment.turn(straight, element), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(straight.exp().sum(1), torch.ones_like(straight[:, 0]))
+    assert not torch.allclose(straight, once.log_softmax(1), atol=1e-3)
+
+
+def test_views_need_the_cache(tiles, teacher, tmp_path):
+    with pytest.raises(ConfigError, match="asked once a tile"):
+        distill(tiles=tiles, work=tmp_path, teacher=(teacher,), teacher_views=8, **QUICK)
