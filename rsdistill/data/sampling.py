@@ -16,10 +16,9 @@ import pandas as pd
 import shapely
 import torchgeo.samplers
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from rasterio.warp import transform as transform_points
 from torchgeo.datasets import GeoDataset
 
+from rsdistill.geo.outlines import outline
 from rsdistill.geo.tile_index import SPLITS, Tile
 from rsdistill.geo.windows import Grid, Window
 
@@ -133,22 +132,13 @@ def spoiled_tiles(tiles: Sequence[Tile], grids: Sequence[Grid]) -> set[int]:
     if len({tiles[i].scene for i in placed}) < 2 or len({tiles[i].split for i in placed}) < 2:
         return set()
     common = grids[tiles[placed[0]].scene].crs
-    outlines = np.array([_footprint(grids[tiles[i].scene][tiles[i].window], common) for i in placed])
+    outlines = np.array([outline(grids[tiles[i].scene][tiles[i].window], common) for i in placed])
     tree = shapely.STRtree(outlines)
     first, second = tree.query(outlines, predicate="intersects")
     rank = np.array([SPLITS.index(tiles[i].split) for i in placed])
     scene = np.array([tiles[i].scene for i in placed])
     lost = first[(rank[first] < rank[second]) & (scene[first] != scene[second])]
     return {placed[i] for i in np.unique(lost)}
-
-
-def _footprint(grid: Grid, crs: CRS) -> shapely.Polygon:
-    """The grid's outline on the ground, drawn in by half a pixel."""
-    corners = [(0.5, 0.5), (grid.width - 0.5, 0.5), (grid.width - 0.5, grid.height - 0.5), (0.5, grid.height - 0.5)]
-    x, y = zip(*(grid.transform @ corner for corner in corners), strict=True)
-    if grid.crs != crs:
-        x, y = transform_points(grid.crs, crs, x, y)
-    return shapely.Polygon(zip(x, y, strict=True))
 
 
 def _cut(length: int, side: int, tile: int) -> list[tuple[int, int]]:

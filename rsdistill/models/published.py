@@ -57,17 +57,18 @@ def find_published(encoder: nn.Module, spec: str, bands: int, *, offline: bool) 
 
 def _of_torchgeo(encoder: nn.Module, name: str, bands: int, offline: bool) -> Published:
     """Return torchgeo's weights ``name`` with the normalisation they were trained with."""
-    from torchgeo.models import get_weight, list_models
+    from torchgeo.models import get_weight
 
+    own = str(getattr(encoder, "name", ""))
     try:
         weights = get_weight(name)
-    except (KeyError, ValueError):
-        enum = name.partition(".")[0]
-        known = [str(one) for model in list_models() for one in _weights_of(model) if str(one).startswith(enum)]
-        raise WeightsError(f"torchgeo has no weights '{name}'{nearest(name, known)}", hint="such as ResNet18_Weights.SENTINEL2_ALL_MOCO") from None
-    meta, own = weights.meta, getattr(encoder, "name", "")
+    except ValueError:
+        known = _names(own)
+        hint = "for this encoder there are " + (", ".join(known) or "none")
+        raise WeightsError(f"torchgeo has no weights '{name}'{nearest(name, known)}", hint=hint) from None
+    meta = weights.meta
     if meta["model"] != own:
-        raise WeightsError(f"weights torchgeo:{name} are of a {meta['model']}, not of {own}", hint=f"--encoder {meta['model']}, or other weights")
+        raise WeightsError(f"weights torchgeo:{name} are of a {meta['model']}, not of {own}", hint=f"--encoder {meta['model']} takes them")
     listed = tuple(map(str, meta.get("bands", ())))
     if meta["in_chans"] != bands:
         order = f": tile with --bands in the order {', '.join(listed)}" if listed else ""
@@ -76,12 +77,13 @@ def _of_torchgeo(encoder: nn.Module, name: str, bands: int, offline: bool) -> Pu
     return Published(_from_address(weights.url, f"weights torchgeo:{name}", offline), mean, std, listed)
 
 
-def _weights_of(model: str) -> list[Any]:
+def _names(encoder: str) -> list[str]:
+    """Names of torchgeo's weights for an encoder."""
     from torchgeo.models import get_model_weights
 
     try:
-        return list(get_model_weights(model))
-    except ValueError:
+        return [str(one) for one in get_model_weights(encoder)]
+    except KeyError:
         return []
 
 
