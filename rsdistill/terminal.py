@@ -26,7 +26,7 @@ def draw(table: Table) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    drawn = RichTable(title=table.title, box=SIMPLE_HEAD, title_justify="left")
+    drawn = RichTable(title=table.title, box=SIMPLE_HEAD, title_justify="left", show_header=any(table.columns))
     for position, column in enumerate(table.columns):
         drawn.add_column(column, justify="left" if position == 0 else "right")
     for row in table.rows:
