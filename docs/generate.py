@@ -22,7 +22,7 @@ from rsdistill.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rsdistill"
 FLOORS = (
-    *("__init__.py", "__main__.py", "cli.py", "terminal.py", "commands", "training", "inference", "data", "models", "methods"),
+    *("__init__.py", "__main__.py", "cli.py", "terminal.py", "completion.py", "commands", "training", "inference", "data", "models", "methods"),
     *("metrics.py", "batches.py", "outputs", "geo", "config.py", "reporting.py", "errors.py"),
 )
 """The package from top to bottom, as imports run; what is not named here comes last."""

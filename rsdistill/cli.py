@@ -20,6 +20,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 import rsdistill
+from rsdistill.completion import completer
 from rsdistill.config import Config, run_options
 from rsdistill.errors import DiskError, MemoryLimitError, RsdistillError
 from rsdistill.reporting import Result
@@ -132,7 +133,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
     help_text = (field.description or "") + _shown_default(field)
     metavar = "|".join(choices) or {int: "INTEGER", float: "NUMBER", Path: "PATH", dict: "KEY=VALUE"}.get(kind, "TEXT")
-    completion = (lambda: choices) if choices else None
+    completion = completer(name, choices)
     if extra.get("argument"):
         info = typer.Argument(help=help_text, metavar=name.upper() + ("..." if many else ""), autocompletion=completion, show_default=False)
         return _option(name, list[str] | None if many else str | None, None, info)

@@ -19,6 +19,8 @@ from rsdistill.errors import ConfigError, DeviceError
 from rsdistill.geo.files import atomic
 from rsdistill.geo.tile_index import TileSet
 from rsdistill.models.card import ClassEntry, ModelCard
+from rsdistill.models.ginet import GINet
+from rsdistill.models.margins import canvas_margin
 from rsdistill.models.network import Network
 from rsdistill.models.weights import LoadedWeights
 from rsdistill.outputs.curves import draw_curves
@@ -181,6 +183,8 @@ def carry_out(
 def _write(files: Files, network: Network, card: ModelCard, outcome: Outcome) -> None:
     for path, weights in ((files.last, outcome.last), (files.model, outcome.best)):
         network.load_state_dict(weights)
+        if isinstance(network, GINet):
+            card = card.model_copy(update={"canvas_margin": canvas_margin(network.eval())})
         checkpoints.save_model(path, network, card)
 
 

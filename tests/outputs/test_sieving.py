@@ -26,7 +26,7 @@ def drawn(text: str) -> np.ndarray:
 
 
 @given(SMALL, st.integers(1, 12), st.sampled_from([2, 3, 6, 1000]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_small_region_with_a_neighbour_is_left_whatever_the_strips(labels: np.ndarray, height: int, least: int) -> None:
     result = sieved(labels, least, height)
     assert (result == sieved(labels, least)).all()

@@ -28,7 +28,7 @@ def listed(polygons: Polygons) -> list[tuple[int, str]]:
 
 
 @given(SMALL, st.integers(1, 10))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_strip_height_gives_what_gdal_makes_of_the_whole_mask(labels: np.ndarray, height: int) -> None:
     polygons = stitched(labels, height)
     assert shapely.is_valid(polygons.shapes).all()

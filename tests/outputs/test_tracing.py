@@ -22,7 +22,7 @@ def outlines(labels: np.ndarray) -> list[tuple[int, str]]:
 
 
 @given(SMALL)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_regions_are_scipys(labels: np.ndarray) -> None:
     region = label_regions(labels)
     classes = class_of_regions(region, labels)
@@ -34,7 +34,7 @@ def test_regions_are_scipys(labels: np.ndarray) -> None:
 
 
 @given(SMALL)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_outlines_are_gdals(labels: np.ndarray) -> None:
     region = label_regions(labels)
     classes = class_of_regions(region, labels)

@@ -11,6 +11,7 @@ from rsdistill.commands.distill import DistillConfig, distill
 from rsdistill.commands.train_teacher import train_teacher
 from rsdistill.errors import CheckpointError, ConfigError, DivergedError, OutputExistsError, TileSetError
 from rsdistill.models.card import read_card
+from rsdistill.models.margins import MARGINS
 from rsdistill.reporting import Silent
 from rsdistill.training import loop
 from rsdistill.training.state import load_state
@@ -70,6 +71,7 @@ def test_a_ginet_trains_and_leaves_what_the_contract_names(tiles, tmp_path):
     assert card.arch == "ginet"
     assert card.arch_args["dim"] == 8
     assert card.seed == 0
+    assert card.canvas_margin in MARGINS
     assert len(card.mean) == 3
     assert 0 <= result.data["miou"] <= 1
     assert result.data["steps"] == 4
