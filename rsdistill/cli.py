@@ -7,6 +7,9 @@ reach that class as text; what is wrong with them is said in the same one line w
 import errno
 import inspect
 import json
+import os
+import re
+import shlex
 import signal
 import sys
 import types
@@ -22,11 +25,11 @@ from pydantic.fields import FieldInfo
 import rsdistill
 from rsdistill.completion import completer
 from rsdistill.config import Config, run_options
-from rsdistill.errors import DiskError, MemoryLimitError, RsdistillError
+from rsdistill.errors import DiskError, InputError, MemoryLimitError, RsdistillError
 from rsdistill.reporting import Result
 from rsdistill.terminal import draw, draw_traceback, shown
 
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -35,12 +38,17 @@ ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; what is running saves its state as it does for Ctrl-C."""
+    """SIGTERM or SIGHUP arrived; what is running saves its state as it does for Ctrl-C."""
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _terminate)
+    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as the bytes that it is
     sys.exit(run(sys.argv[1:]))
 
 
@@ -55,7 +63,7 @@ def run(arguments: list[str]) -> int:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort) as error:
         code = 143 if isinstance(error, Terminated) else 130
-        return _refuse("interrupted" if code == 130 else "terminated", "the same command with --resume goes on where it can", code)
+        return _refuse("interrupted" if code == 130 else "terminated", _again(arguments), code)
     except Exception as error:
         if verbose:
             draw_traceback()
@@ -184,19 +192,29 @@ def _print(result: Result, *, as_json: bool, quiet: bool) -> int:
             draw(table)
     for failure in result.failures:
         typer.echo(f"failed: {failure}", err=True)
+    lines = [str(path) for path in result.paths]
     if as_json:
-        paths = [str(path) for path in result.paths]
-        typer.echo(json.dumps({"paths": paths, "failures": list(result.failures), **result.data}, indent=2, default=str))
-    else:
-        for path in result.paths:
-            typer.echo(str(path))
+        lines = [json.dumps({"paths": lines, "failures": list(result.failures), **result.data}, indent=2, default=str)]
+    try:
+        for line in lines:
+            typer.echo(line)
+    except BrokenPipeError:  # who reads has had enough; the result stands
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 6 if result.failures else 0
 
 
 def _refuse(message: str, hint: str, code: int) -> int:
-    line = f"rsdistill: {message}" + (f" ({hint})" if hint else "")
-    typer.echo(" ".join(line.split()), err=True)
+    """Print one line, whatever a library or a file's name put into it, and return ``code``."""
+    line = re.sub(r"\s*[\r\n]\s*", " ", f"rsdistill: {message}" + (f" ({hint})" if hint else ""))
+    typer.echo("".join(one if one.isprintable() else ascii(one)[1:-1] for one in line), err=True)
     return code
+
+
+def _again(arguments: list[str]) -> str:
+    """Return the line that takes up an interrupted command, or starts it anew where it keeps nothing."""
+    resumable = "resume" in config_of(arguments[0].replace("-", "_")).model_fields
+    more = ["--resume"] if resumable and "--resume" not in arguments else []
+    return ("go on with: " if resumable else "nothing was kept; start it again: ") + shlex.join(["rsdistill", *arguments, *more])
 
 
 def _usage(error: Any) -> int:
@@ -210,6 +228,8 @@ def _usage(error: Any) -> int:
 
 def _explain(error: Exception) -> int:
     """Print one line about ``error`` and return its exit code; what no part of the program foresaw is a bug, code 1."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        error = InputError(f"{error.filename or 'a name'} is too long for this disk", hint="use a shorter name")
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
         error = DiskError(f"{error.strerror}: {error.filename or 'a file'}", hint="check free space and permissions")
     if isinstance(error, MemoryError):

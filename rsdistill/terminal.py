@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
@@ -112,5 +112,5 @@ def _figure(value: float | str) -> str:
 
 
 def _write(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # a log that cannot be written to any more is no reason to lose the run
+        print(line, file=sys.stderr, flush=True)  # noqa: T201

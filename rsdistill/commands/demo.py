@@ -47,7 +47,7 @@ def demo(*, progress: Progress = SILENT, **options: Any) -> Result:
     teacher = train_teacher(**train)
     student = distill(method="kd", **train)
     predict(scenes=[scene], out=[out / "mask.tif", out / "mask.gpkg"], device=config.device, **work)
-    scored = evaluate(out=out / "work" / "evaluation", device=config.device, **work)
+    scored = evaluate(beside="teacher", out=out / "work" / "evaluation", device=config.device, **work)
     shutil.copyfile(out / "work" / "evaluation" / "report.html", out / "report.html")
     return _summary(out, teacher, student, scored, progress)
 

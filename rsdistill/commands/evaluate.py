@@ -1,9 +1,8 @@
 """``evaluate``: whole scenes against their labels, mapped by a model or read from masks."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from rsdistill.inference.evaluation import Measured, Subject
     from rsdistill.inference.mapping import Mapper
     from rsdistill.metrics import Boundary, Confusion, Scores
-    from rsdistill.outputs.report import ScenePicture
 
 RESULTS = ("metrics.json", "report.html")
 
@@ -36,12 +34,21 @@ class EvaluateConfig(MapConfig):
     tiles: Path | None = Field(None, description="Tile set whose scenes are evaluated where none are named (default WORK/tiles).")
     split: Literal["train", "val", "test"] = Field("val", description="Split of the tile set; only pixels of its tiles count.")
     seam: bool = Field(False, description="Also map with windows of twice the side: how often do the maps differ near cuts and elsewhere?")
+    beside: Path | None = Field(None, description="Second model to measure and to show beside it in the report, such as teacher.")
     out: Path | None = Field(None, description="Folder of the results (default WORK/evaluation).")
 
     @property
     def folder(self) -> Path:
         """Where the results go."""
         return self.out or self.work / "evaluation"
+
+
+class _Beside(NamedTuple):
+    """The second model, and what it made of the same scenes."""
+
+    mapper: "Mapper"
+    measured: "list[Measured]"
+    figures: dict[str, Any]
 
 
 def evaluate(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Result:
@@ -56,22 +63,26 @@ def evaluate(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -
 
     if config.mask and config.model:
         raise ConfigError("--mask and --model exclude each other", hint="a mask needs no model")
+    if config.mask and config.beside:
+        raise ConfigError("--mask and --beside exclude each other", hint="a second model stands beside a first")
     if config.mask and config.seam:
         raise ConfigError("--seam needs a model", hint="a mask does not say where its windows were cut")
     refuse_existing([config.folder / name for name in RESULTS], config.overwrite)
     tile_set = _tile_set(config)
     subjects = _subjects(config, tile_set, progress)
-    mapper = None if config.mask else _mapper(config, tile_set, progress)
+    mapper = None if config.mask else _mapper(config, config.model, tile_set, progress)
     table = _class_table(config, tile_set, mapper, subjects)
     boundary = Boundary(len(table))
     measured = _measure(config, table, mapper, subjects, boundary, progress)
     total = _sum(measured)
     scores = total.scores(table.names, boundary)
+    beside = _beside(config, tile_set, table, subjects, progress)
     figures = scores.as_dict() | _details(config, mapper, table, total, measured) | _seam(config, mapper, subjects)
+    figures |= {"beside": beside.figures} if beside is not None else {}
     notes = _notes(config, mapper, tile_set, total, subjects)
     for note in notes:
         progress.warn(note)
-    _write(config, figures, table, measured, mapper, notes)
+    _write(config, figures, table, mapper, measured, beside, notes)
     return Result(paths=tuple(config.folder / name for name in RESULTS), data=figures, tables=(_screen(scores),))
 
 
@@ -97,7 +108,7 @@ def _subjects(config: EvaluateConfig, tile_set: "TileSet | None", progress: Prog
     return named_subjects(scenes, config.mask, config.labels)
 
 
-def _mapper(config: EvaluateConfig, tile_set: "TileSet | None", progress: Progress) -> "Mapper":
+def _mapper(config: EvaluateConfig, model: Path | None, tile_set: "TileSet | None", progress: Progress) -> "Mapper":
     """What maps the scenes; those of a tile set are opened as they were for tiling."""
     from rsdistill.inference.loading import find_model
     from rsdistill.inference.mapping import Mapper
@@ -106,7 +117,7 @@ def _mapper(config: EvaluateConfig, tile_set: "TileSet | None", progress: Progre
         card = tile_set.card
         opened = {"nodata": config.nodata or card.nodata or (), "allow_vrt": card.allow_vrt, "allow_remote": card.allow_remote}
         config = config.model_copy(update=opened)
-    return Mapper(config, find_model(config.work, config.model), progress)
+    return Mapper(config, find_model(config.work, model), progress)
 
 
 def _class_table(
@@ -156,12 +167,34 @@ def _measure(
     return measured
 
 
+def _beside(
+    config: EvaluateConfig, tile_set: "TileSet | None", table: "ClassTable", subjects: "Sequence[Subject]", progress: Progress
+) -> "_Beside | None":
+    """Measure the second model on the same scenes.
+
+    Raises:
+        ClassTableError: it answers other classes.
+    """
+    if config.beside is None:
+        return None
+    from rsdistill.metrics import Boundary
+
+    mapper, boundary = _mapper(config, config.beside, tile_set, progress), Boundary(len(table))
+    if set(mapper.table.ids) != set(table.ids):
+        raise ClassTableError(f"{mapper.path} answers other classes than are measured", hint="--beside takes a model of the same classes")
+    measured = _measure(config, table, mapper, subjects, boundary, progress)
+    figures = _sum(measured).scores(table.names, boundary).as_dict()
+    named = {"model": str(mapper.path), **{key: figures[key] for key in ("miou", "pixel_accuracy", "boundary_iou")}}
+    return _Beside(mapper, measured, named)
+
+
 def _sum(measured: "Sequence[Measured]") -> "Confusion":
     """What was counted in all scenes.
 
     Raises:
         LabelError: nothing.
     """
+    from rsdistill.inference.findings import listed
     from rsdistill.metrics import Confusion
 
     total = Confusion(len(measured[0].confusion.matrix))
@@ -169,7 +202,7 @@ def _sum(measured: "Sequence[Measured]") -> "Confusion":
         total.add(one.confusion)
     if not total.matrix.any():
         missing = f"{total.unpredicted} labelled pixels, none" if total.unpredicted else "no labelled pixel"
-        raise LabelError(f"{missing} with a prediction in {_listed(measured)}", hint="do labels and scenes lie at the same place?")
+        raise LabelError(f"{missing} with a prediction in {listed(measured)}", hint="do labels and scenes lie at the same place?")
     return total
 
 
@@ -218,66 +251,25 @@ def _write(
     config: EvaluateConfig,
     figures: dict[str, Any],
     table: "ClassTable",
-    measured: "Sequence[Measured]",
     mapper: "Mapper | None",
+    measured: "Sequence[Measured]",
+    beside: "_Beside | None",
     notes: tuple[str, ...],
 ) -> None:
     from rsdistill.geo.files import atomic
-    from rsdistill.outputs.report import MOST_PICTURES, Report, write_report
+    from rsdistill.inference.findings import Findings, write_findings
 
     metrics, page = (config.folder / name for name in RESULTS)
-    with atomic(config.folder / "evaluate.run.toml") as part:
+    own = config.folder / "evaluate.run.toml"
+    with atomic(own) as part:
         part.write_text(run_file(config, "evaluate"), encoding="utf-8")
-    if len(measured) > MOST_PICTURES:
-        notes = (*notes, f"{MOST_PICTURES} of {len(measured)} scenes are shown; all are counted")
-    log = mapper.path.with_name(f"{mapper.path.stem}.log.csv") if mapper is not None else None
-    report = Report(
-        title=f"{mapper.path.stem if mapper is not None else 'Mask'} on {_listed(measured)}",
-        figures=figures,
-        table=table,
-        pictures=tuple(_picture(one, table, config) for one in measured[:MOST_PICTURES]),
-        log=log if log is not None and log.exists() else None,
-        commands=_commands(config, mapper),
-        notes=notes,
-    )
-    write_report(page, report)
-    with atomic(metrics) as part:
-        part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-
-
-def _picture(one: "Measured", table: "ClassTable", config: EvaluateConfig) -> "ScenePicture":
-    from rsdistill.geo.scenes import open_scene
-    from rsdistill.outputs.pictures import small_scene
-    from rsdistill.outputs.report import scene_picture
-
-    photo = None
-    if one.subject.scene is not None and config.window is None:
-        with open_scene(one.subject.scene, nodata=config.nodata or None, allow_vrt=True, allow_remote=True) as scene:
-            photo = small_scene(scene, max(one.label.index.shape))[0]
-    return scene_picture(one.subject.name, table, one.label.index, one.prediction.index, photo)
-
-
-def _commands(config: EvaluateConfig, mapper: "Mapper | None") -> tuple[tuple[str, str], ...]:
-    """The runs that led here, as far as their run files are there."""
-    runs = [config.folder / "evaluate.run.toml"]
+    runs, tiles = [own], config.tiles or config.work / "tiles"
     if mapper is not None:
-        model = mapper.path
-        tiles = config.tiles or config.work / "tiles"
-        trained = [model.with_name("teacher.run.toml"), model.with_name(f"{model.stem}.run.toml")]
+        trained = [mapper.path.with_name(f"{name}.run.toml") for name in ("teacher", mapper.path.stem)]
         runs = [tiles.with_name(f"{tiles.name}.run.toml"), *trained, *runs]
-    found = [(run, run.read_text(encoding="utf-8")) for run in dict.fromkeys(runs) if run.exists()]
-    return tuple((f"rsdistill {_command(text)} --config {run}", text) for run, text in found)
-
-
-def _command(run: str) -> str:
-    import tomllib
-
-    return str(tomllib.loads(run).get("command", "")).replace("_", "-")
-
-
-def _listed(measured: "Sequence[Measured]") -> str:
-    names = [one.subject.name for one in measured]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    second = (beside.mapper.path.stem, beside.measured) if beside is not None else None
+    found = Findings(figures, table, measured, mapper.path if mapper is not None else None, second, notes)
+    write_findings(metrics, page, found, runs, photos=config.window is None, nodata=config.nodata)
 
 
 def _screen(scores: "Scores") -> Table:

@@ -91,8 +91,8 @@ def tile(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Re
     from rsdistill.geo.files import atomic, atomic_folder, refuse_existing_folder
     from rsdistill.geo.tile_index import CARD
 
-    refuse_existing_folder(config.folder, config.overwrite, CARD)
     _refuse_contradictions(config)
+    refuse_existing_folder(config.folder, config.overwrite, CARD)
     recipe, failures = _recipe(config, progress)
     from rsdistill.data.building import build
 

@@ -16,6 +16,7 @@ from rsdistill.geo.burning import BurnOptions
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.context import RATIO
 from rsdistill.geo.labels import open_labels
+from rsdistill.geo.scenes import open_scene
 from rsdistill.geo.sources import is_remote
 from rsdistill.geo.tile_index import (
     FORMAT_VERSION,
@@ -29,10 +30,13 @@ from rsdistill.geo.tile_index import (
     write_card,
     write_index,
 )
+from rsdistill.outputs.pictures import small_scene
 from rsdistill.outputs.styles import Category, add_layer_style, qml
+from rsdistill.outputs.tilemap import MOST_SCENES, SIDE, SPLIT_COLORS, ScenePanel, draw_tile_map
 from rsdistill.reporting import Progress, Task
 
-_COLORS = {"train": "#4477aa", "val": "#ee7733", "test": "#aa3377"}
+MAP = "tiles.png"
+"""Picture of the splits and class shares in a tile set's folder."""
 _VERSIONED = ("rsdistill", "torchgeo", "rasterio", "numpy")
 
 
@@ -111,9 +115,11 @@ def build(recipe: Recipe, folder: Path, progress: Progress) -> Built:
     kept = [one for one, part in zip(recipe.intakes, aligned, strict=True) if part.failure is None]
     statistics = _summarise(recipe, kept, rows, folder, progress)
     write_index(folder, rows, {one.name: one.scene.grid for one in kept}, recipe.table)
-    add_layer_style(folder / INDEX, LAYER, qml(vector=[Category(split, split, color) for split, color in _COLORS.items()], field="split"))
+    legend = [Category(split, split, color) for split, color in SPLIT_COLORS.items()]
+    add_layer_style(folder / INDEX, LAYER, qml(vector=legend, field="split"))
     card = _card(recipe, kept, layout, rows, statistics, folder)
     write_card(folder, card)
+    draw_tile_map(folder / MAP, _panels(kept, rows, folder), recipe.table, card.class_pixels)
     (folder / "classes.toml").write_text(recipe.table.to_toml(), encoding="utf-8")
     tiles = {split: sum(row.split == split for row in rows) for split in SPLITS}
     return Built(card, tiles, tuple(one.change for one in aligned if one.change), tuple(one.failure for one in aligned if one.failure))
@@ -180,6 +186,18 @@ def _summarise(recipe: Recipe, kept: Sequence[Intake], rows: Sequence[TileRow], 
     return statistics
 
 
+def _panels(kept: Sequence[Intake], rows: Sequence[TileRow], folder: Path) -> list[ScenePanel]:
+    """What the picture shows of each scene, seen in its context raster; scenes that are not drawn are only counted."""
+    panels = []
+    for number, one in enumerate(kept):
+        photo = np.zeros((1, 1, 3), np.uint8)
+        if number < MOST_SCENES:
+            with open_scene(_context_path(folder, one)) as small:
+                photo, _ = small_scene(small, SIDE)
+        panels.append(ScenePanel(one.name, one.size, photo, [row for row in rows if row.scene == one.name]))
+    return panels
+
+
 def _label_path(folder: Path, one: Intake) -> Path:
     return folder / "labels" / f"{one.name}.tif"
 
@@ -225,18 +243,20 @@ def _entry(recipe: Recipe, one: Intake, rows: Sequence[TileRow], folder: Path) -
     path, label = one.scene.path, _label_path(folder, one)
     inside, remote = path.is_relative_to(folder), is_remote(path)
     splits = {row.split for row in rows if row.scene == one.name}
-    return SceneEntry.model_validate({
-        "name": one.name,
-        "path": path.relative_to(folder).as_posix() if inside else str(path) if remote else str(path.resolve()),
-        "nearby": None if inside or remote else nearby_path(path, recipe.home),
-        "label": _inside(folder, label),
-        "context": _inside(folder, _context_path(folder, one)),
-        "context_label": _inside(folder, _majority_path(folder, one)),
-        "height": one.size[0],
-        "width": one.size[1],
-        "split": next(iter(splits)) if len(splits) == 1 else None,
-        "fingerprint": one.scene.fingerprint,
-    })
+    return SceneEntry.model_validate(
+        {
+            "name": one.name,
+            "path": path.relative_to(folder).as_posix() if inside else str(path) if remote else str(path.resolve()),
+            "nearby": None if inside or remote else nearby_path(path, recipe.home),
+            "label": _inside(folder, label),
+            "context": _inside(folder, _context_path(folder, one)),
+            "context_label": _inside(folder, _majority_path(folder, one)),
+            "height": one.size[0],
+            "width": one.size[1],
+            "split": next(iter(splits)) if len(splits) == 1 else None,
+            "fingerprint": one.scene.fingerprint,
+        }
+    )
 
 
 def _inside(folder: Path, path: Path) -> str | None:

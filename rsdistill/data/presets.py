@@ -5,8 +5,9 @@ labels and nothing more. Nothing is downloaded.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ class Preset:
     """Name → function of (root, scene) that gives the split; the first is the default."""
     rule: str
     """What a figure of the papers counts."""
+    own_layouts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Patterns of the scenes for protocols that are about other files."""
 
 
 def open_preset(name: str, root: Path, protocol: str | None = None) -> tuple[list[PresetScene], ClassTable, str]:
@@ -59,9 +62,10 @@ def open_preset(name: str, root: Path, protocol: str | None = None) -> tuple[lis
     if protocol not in preset.protocols:
         known = ", ".join(preset.protocols)
         raise ConfigError(f"{name} has no protocol '{protocol}'{nearest(protocol, preset.protocols)}", hint=f"protocols: {known}")
-    found = next((paths for pattern in preset.layouts if (paths := sorted(root.glob(pattern)))), [])
+    layouts = preset.own_layouts.get(protocol, preset.layouts)
+    found = next((paths for pattern in layouts if (paths := sorted(root.glob(pattern)))), [])
     if not found:
-        looked = " or ".join(str(root / pattern) for pattern in preset.layouts)
+        looked = " or ".join(str(root / pattern) for pattern in layouts)
         raise ConfigError(f"no scene of {name}: looked for {looked}", hint="--root names the folder that the dataset was unpacked in")
     split = preset.protocols[protocol]
     pairs = [(path, preset.label(path)) for path in found]
@@ -72,9 +76,15 @@ def _by_lists(root: Path, path: Path) -> str | None:
     """The split whose list in the root (``train.txt``, ``val.txt``, ``test.txt``; one name a line) holds the scene."""
     for split in ("train", "val", "test"):
         file = root / f"{split}.txt"
-        if file.is_file() and any(_key(line) == _key(path.name) for line in file.read_text(encoding="utf-8").split()):
+        if file.is_file() and _key(path.name) in _keys(file, file.stat().st_mtime_ns):
             return split
-    raise ConfigError(f"{path.name} is in none of train.txt, val.txt and test.txt of {root}", hint="the protocol 'lists' reads them")
+    raise ConfigError(f"{path.name} is in none of train.txt, val.txt and test.txt of {root}", hint="their lines are names of scenes")
+
+
+@lru_cache(maxsize=3)
+def _keys(file: Path, changed: int) -> frozenset[str]:
+    """The names in a list; read once for thousands of scenes."""
+    return frozenset(map(_key, file.read_text(encoding="utf-8").split()))
 
 
 def _key(name: str) -> str:
@@ -139,8 +149,9 @@ def _inria_table() -> ClassTable:
 
 
 def _whdld_table() -> ClassTable:
-    names = ("bare soil", "building", "pavement", "road", "vegetation", "water")
-    colors = ("#808080", "#ff0000", "#c0c000", "#ffff00", "#00ff00", "#0000ff")
+    """As most loaders number them; in copies whose labels are coloured the colours decide."""
+    names = ("building", "road", "pavement", "vegetation", "bare soil", "water")
+    colors = ("#ff0000", "#ffff00", "#c0c000", "#00ff00", "#808080", "#0000ff")
     return ClassTable(tuple(LandClass(i, *pair) for i, pair in enumerate(zip(names, colors, strict=True), start=1)), ignore=(0,))
 
 
@@ -163,6 +174,11 @@ def _deepglobe_label(path: Path) -> Path:
 
 def _whdld_label(path: Path) -> Path:
     return path.parents[1] / f"{path.parent.name}PNG" / f"{path.stem}.png"
+
+
+def _landcover_label(path: Path) -> Path:
+    """The label of an orthophoto, or of a chip that the dataset's split.py cut from one."""
+    return path.with_name(f"{path.stem}_m.png") if path.parent.name == "output" else path.parent.with_name("masks") / path.name
 
 
 def _gid_label(path: Path) -> Path:
@@ -223,8 +239,10 @@ PRESETS: dict[str, Preset] = {
         "no-data (0) does not count; the test labels are not public",
     ),
     "landcoverai": Preset(
-        ("images/*.tif",), _moved(("images", "masks")), _landcover_table, {"blocks": _shared_out, **_LISTS},
-        "the official split is of chips cut from the orthophotos; blocks of them are shared out here",
+        ("images/*.tif",), _landcover_label, _landcover_table, {"blocks": _shared_out, "official": _by_lists},
+        "the official split is of the 512 x 512 chips that split.py cuts (--protocol official); blocks of the orthophotos are shared out "
+        "otherwise",
+        {"official": ("output/*_[0-9]*.jpg",)},
     ),
     "whdld": Preset(
         ("Images/*.jpg", "images/*.jpg"), _whdld_label, _whdld_table,

@@ -137,7 +137,8 @@ class ClassTable:
     @classmethod
     def from_card(cls, classes: Sequence[Mapping[str, Any]], ignore: Sequence[int] = ()) -> Self:
         """The table that a model's or tile set's card holds; label values are the ids, and nodata is ignored."""
-        table = cls(tuple(LandClass(int(one["id"]), str(one["name"]), str(one["color"])) for one in classes))
+        colored = [(one, str(one.get("color", COLORS[k % len(COLORS)]))) for k, one in enumerate(classes)]
+        table = cls(tuple(LandClass(int(one["id"]), str(one["name"]), color) for one, color in colored))
         return cls(table.classes, tuple(value for value in dict.fromkeys((*ignore, table.nodata)) if value not in table.ids))
 
     def to_card(self) -> list[dict[str, Any]]:
@@ -214,13 +215,17 @@ def _from_csv(path: Path) -> ClassTable:
     content: dict[str, Any] = {"class": [], "ignore": []}
     for row in rows:
         cells = {str(key).strip(): (value or "").strip() for key, value in row.items() if key is not None}
-        sources = [int(value) for value in re.split(r"[;\s]+", cells.pop("sources", "")) if value]
+        sources = [_number(value) for value in re.split(r"[;\s]+", cells.pop("sources", "")) if value]
         if cells.get("name") == "ignore":
-            content["ignore"] += sources or [int(cells["id"])]
+            content["ignore"] += sources or [_number(cells.get("id", ""))]
             continue
-        entry: dict[str, Any] = {**{key: value for key, value in cells.items() if value}, "id": int(cells["id"])}
+        entry: dict[str, Any] = {**{key: value for key, value in cells.items() if value}, "id": _number(cells.get("id", ""))}
         content["class"].append({**entry, "sources": sources} if sources else entry)
     return _from_toml(content)
+
+
+def _number(text: str) -> int:
+    return _whole(int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else text)
 
 
 def _whole(value: Any) -> int:

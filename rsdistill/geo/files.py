@@ -74,7 +74,8 @@ def atomic(path: Path) -> Iterator[Path]:
         _flush(partial)
         partial.chmod(mode)
         for suffix in _STALE_SIDECARS:
-            target.with_name(target.name + suffix).unlink(missing_ok=True)
+            if len(os.fsencode(target.name + suffix)) <= _MAX_NAME_BYTES:
+                target.with_name(target.name + suffix).unlink(missing_ok=True)
         partial.replace(target)
         fsync_dir(target.parent)
     except BaseException as error:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from rsdistill.errors import ConfigError
+from rsdistill.geo.opening import MAX_PIXELS
 from rsdistill.geo.scenes import Scene
 from rsdistill.geo.windows import Grid, Window
 
@@ -35,6 +36,9 @@ class ResampledScene(Scene):
         height, width = round(scene.grid.height * rows / pixel_size), round(scene.grid.width * cols / pixel_size)
         if min(height, width) < 1:
             raise ConfigError(f"{scene.path} is smaller than one pixel of {pixel_size:g}", hint="pixel sizes are in units of its CRS")
+        if height * width > MAX_PIXELS:
+            size = f"{height} x {width} pixels of {pixel_size:g}"
+            raise ConfigError(f"{scene.path} would become {size}", hint="pixel sizes are in units of its CRS")
         self._factors = scene.grid.height / height, scene.grid.width / width
         scale = Affine.scale(self._factors[1], self._factors[0])
         self._grid = Grid(height, width, scene.grid.crs, scene.grid.transform @ scale)

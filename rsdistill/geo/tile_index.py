@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
-from rsdistill.errors import TileSetError
+from rsdistill.errors import ClassTableError, TileSetError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.sources import is_remote
 from rsdistill.geo.windows import Grid, Window
@@ -42,8 +43,8 @@ class SceneEntry(_Card):
     """Area means of the scene's bands by the context ratio."""
     context_label: str | None
     """Majority class ids by the context ratio, of training tiles only; None where there are none."""
-    height: int
-    width: int
+    height: PositiveInt
+    width: PositiveInt
     split: Literal["train", "val", "test"] | None
     """Where the whole scene went; None where it was split by blocks."""
     fingerprint: str
@@ -53,24 +54,24 @@ class TileSetCard(_Card):
     """What a tile set says of itself."""
 
     format_version: int
-    tile: int
+    tile: Annotated[int, Field(ge=1, le=4096)]
     """Side of a tile in pixels; tiles of smaller scenes are smaller."""
     overlap: int
     classes: tuple[dict[str, Any], ...]
     ignore: tuple[int, ...]
-    bands: tuple[int, ...]
+    bands: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     """1-based numbers of the scenes' bands that were selected."""
     band_names: tuple[str | None, ...]
-    mean: tuple[float, ...]
+    mean: tuple[FiniteFloat, ...]
     """Per selected band, over the valid pixels of training tiles, each counted once, in the scenes' own units."""
-    std: tuple[float, ...]
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
     """Likewise; 1 for a band that does not vary."""
     dtype: str
     nodata: tuple[float, ...] | None
     """Values given for bands that declare no nodata: one, or one a band."""
     pixel_size: tuple[float, float] | None
     """Height and width of the first scene's pixels in units of its CRS; None without a CRS."""
-    context_ratio: int
+    context_ratio: PositiveInt
     split_by: Literal["block", "scene"]
     seed: int
     versions: dict[str, str]
@@ -79,6 +80,21 @@ class TileSetCard(_Card):
     """Per split, labelled pixels of each class, as tiles hold them."""
     allow_vrt: bool = False
     allow_remote: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name in ("mean", "std", "band_names"):
+            if len(getattr(self, name)) != len(self.bands):
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.bands)} bands")
+        if self.class_pixels.keys() != set(SPLITS) or any(len(counts) != len(self.classes) for counts in self.class_pixels.values()):
+            raise ValueError("class_pixels has one number a class for each split")
+        if self.dtype not in np.sctypeDict or np.dtype(self.dtype).kind not in "uif":
+            raise ValueError(f"dtype {self.dtype!r} is no type of pixels")
+        for entry in self.scenes:
+            for file in filter(None, (entry.label, entry.context, entry.context_label)):
+                if Path(file).is_absolute() or ".." in Path(file).parts:
+                    raise ValueError(f"{file!r} of scene {entry.name!r} lies outside the tile set")
+        return self
 
 
 class Tile(NamedTuple):
@@ -141,7 +157,7 @@ def load_tile_set(folder: Path | str) -> TileSet:
     """
     folder = Path(folder)
     card = read_card(folder)
-    table = ClassTable.from_card(card.classes, card.ignore)
+    table = _table(folder, card)
     places = {entry.name: i for i, entry in enumerate(card.scenes)}
     tiles = []
     for name, row, col, height, width, split, labelled in _rows(folder / INDEX):
@@ -179,6 +195,13 @@ def read_card(folder: Path) -> TileSetCard:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise TileSetError(f"{path} is damaged: {place}: {first['msg']}", hint="run rsdistill tile again") from None
+
+
+def _table(folder: Path, card: TileSetCard) -> ClassTable:
+    try:
+        return ClassTable.from_card(card.classes, card.ignore)
+    except (ClassTableError, KeyError, TypeError, ValueError) as error:
+        raise TileSetError(f"{folder / CARD} is damaged: classes: {error}", hint="run rsdistill tile again") from None
 
 
 def write_card(folder: Path, card: TileSetCard) -> None:

@@ -6,10 +6,12 @@ import struct
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, ValidationError, model_validator, with_config
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator, with_config
 from typing_extensions import TypedDict
 
-from rsdistill.errors import CheckpointError
+from rsdistill.errors import CheckpointError, ClassTableError
+from rsdistill.geo.classes import ClassTable
 
 FORMAT_VERSION = 1
 """Version of the card that this package writes, and the only one it reads."""
@@ -36,6 +38,15 @@ def _one_based(bands: tuple[int, ...]) -> tuple[int, ...]:
     return bands
 
 
+def _pixel_type(dtype: str) -> str:
+    if dtype not in np.sctypeDict or np.dtype(dtype).kind not in "uif":
+        raise ValueError(f"{dtype!r} is no type of pixels")
+    return dtype
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class ModelCard(BaseModel):
     """What a model must be given and what it answers.
 
@@ -54,12 +65,12 @@ class ModelCard(BaseModel):
     bands: Annotated[tuple[int, ...], AfterValidator(_one_based), Field(max_length=4096)]
     """Bands of the scene that the network reads, counted from 1."""
     mean: tuple[FiniteFloat, ...]
-    std: tuple[Annotated[PositiveFloat, Field(allow_inf_nan=False)], ...]
+    std: tuple[Positive, ...]
     """The network is given (raw - mean) / std for each band, in the scene's own units, and 0 where not valid."""
     band_names: tuple[str | None, ...] | None = None
-    dtype: str | None = None
+    dtype: Annotated[str, AfterValidator(_pixel_type)] | None = None
     nodata: float | tuple[float | None, ...] | None = None
-    pixel_size: float | tuple[float, float] | None = None
+    pixel_size: Positive | tuple[Positive, Positive] | None = None
     """Height and width of a pixel of the training scenes, in metres where their CRS is known."""
     ignore: tuple[int, ...] = ()
     """Label values that took no part in training."""
@@ -132,6 +143,12 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a safetensors file: its header is not JSON", hint=hint) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a safetensors file: its header is not a table", hint=hint)
+    try:
+        end = 8 + length + max((int(one["data_offsets"][1]) for name, one in header.items() if name != "__metadata__"), default=0)
+    except (LookupError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is not a safetensors file: a tensor has no place in it", hint=hint) from None
+    if end != status.st_size:
+        raise CheckpointError(f"{path} should have {end} bytes and has {status.st_size}: it was cut short or damaged", hint="copy it again")
     return header
 
 
@@ -147,7 +164,11 @@ def _parse_card(path: Path, text: str) -> ModelCard:
             hint="use the version of rsdistill that wrote it, or train anew",
         )
     try:
-        return ModelCard.model_validate_json(text)
+        card = ModelCard.model_validate_json(text)
+        ClassTable.from_card([dict(entry) for entry in card.classes], card.ignore)
+        return card
+    except ClassTableError as error:
+        raise CheckpointError(f"the card in {path}: {error}", hint=error.hint) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "card"

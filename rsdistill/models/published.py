@@ -1,4 +1,4 @@
-"""Where published encoder weights lie: on the Hugging Face hub or at torchgeo's address, in their cache or fetched if that works at once."""
+"""Where published encoder weights lie: on the Hugging Face hub or at torchgeo's address; in a cache, or fetched if that works at once."""
 
 import os
 import threading

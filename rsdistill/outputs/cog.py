@@ -1,5 +1,6 @@
 """Cloud-optimised GeoTIFFs made in one step from a virtual raster, which carries what rasterio has no call for: palette, names, scaling."""
 
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,18 +27,21 @@ Compression = Literal["deflate", "zstd", "lzw", "lzma", "none"]
 BLOCK = 512
 """Side of the blocks, and rows that are read or written at once."""
 
-FREE_OPTIONS = (
-    "LEVEL",
-    "PREDICTOR",
-    "BLOCKSIZE",
-    "BIGTIFF",
-    "NUM_THREADS",
-    "OVERVIEWS",
-    "OVERVIEW_COUNT",
-    "OVERVIEW_COMPRESS",
-    "SPARSE_OK",
-)
-"""Creation options a person may give; the others of GDAL's COG driver would change pixels or have an option of their own."""
+FREE_OPTIONS = {
+    "LEVEL": r"\d{1,2}",
+    "PREDICTOR": "YES|NO|STANDARD|FLOATING_POINT",
+    "BLOCKSIZE": "64|128|256|512|1024|2048|4096",
+    "BIGTIFF": "YES|NO|IF_NEEDED|IF_SAFER",
+    "NUM_THREADS": r"[1-9]\d{0,2}|ALL_CPUS",
+    "OVERVIEWS": "AUTO|IGNORE_EXISTING|FORCE_USE_EXISTING|NONE",
+    "OVERVIEW_COUNT": r"\d{1,2}",
+    "OVERVIEW_COMPRESS": "AUTO|NONE|LZW|DEFLATE|ZSTD|LZMA",
+    "SPARSE_OK": "TRUE|FALSE|YES|NO",
+}
+"""Creation options a person may give, and the values they may have (GDAL takes any, and some exhaust all memory).
+
+The others of GDAL's COG driver would change pixels or have an option of their own.
+"""
 
 _TYPES = {"uint8": "Byte", "uint16": "UInt16"}
 
@@ -63,11 +67,17 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_options(options: Mapping[str, str]) -> dict[str, str]:
-    """Return creation options with their keys in capitals; raise ConfigError for one that is not in :data:`FREE_OPTIONS`."""
-    checked = {key.upper(): value for key, value in options.items()}
-    for key in checked:
+    """Return creation options in capitals.
+
+    Raises:
+        ConfigError: one is not in :data:`FREE_OPTIONS`, or has a value that its pattern there does not know.
+    """
+    checked = {key.upper(): value.upper() for key, value in options.items()}
+    for key, value in checked.items():
         if key not in FREE_OPTIONS:
             raise ConfigError(f"creation option {key} cannot be given", hint="free are " + ", ".join(FREE_OPTIONS))
+        if not re.fullmatch(FREE_OPTIONS[key], value):
+            raise ConfigError(f"creation option {key} cannot be '{value}'", hint=f"possible is {FREE_OPTIONS[key]}")
     return checked
 
 

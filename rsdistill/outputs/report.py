@@ -62,7 +62,9 @@ def picture_side(scenes: int) -> int:
     return max(SMALLEST_SIDE, round(LARGEST_SIDE / max(1, min(scenes, MOST_PICTURES)) ** 0.5))
 
 
-def scene_picture(name: str, table: ClassTable, label: Bytes, prediction: Bytes, photo: Bytes | None = None) -> ScenePicture:
+def scene_picture(
+    name: str, table: ClassTable, label: Bytes, prediction: Bytes, photo: Bytes | None = None, *, beside: tuple[str, Bytes] | None = None
+) -> ScenePicture:
     """Return the layers of a scene.
 
     Args:
@@ -71,9 +73,12 @@ def scene_picture(name: str, table: ClassTable, label: Bytes, prediction: Bytes,
         label: (h, w) class index, 255 where it is not known.
         prediction: (h, w) likewise.
         photo: (h, w, 3) colours of the scene.
+        beside: name of a second model, and its (h, w) class index.
     """
     wrong = np.where((label == IGNORE) | (prediction == IGNORE), IGNORE, label != prediction).astype(np.uint8)
     layers = [("label", class_png(label, table.colors)), ("prediction", class_png(prediction, table.colors))]
+    if beside is not None:
+        layers.insert(1, (beside[0], class_png(beside[1], table.colors)))
     layers.append(("errors", class_png(wrong, ERROR_COLORS)))
     found = [Layer(title, _uri("image/png", content)) for title, content in layers]
     if photo is not None:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @contextmanager
 def postponed(save: Callable[[], None]) -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back while the block runs; if one came, call ``save`` and then let it act.
+    """Hold SIGINT, SIGTERM and SIGHUP back while the block runs; if one came, call ``save`` and then let it act.
 
     Outside the main thread, where Python allows no handlers, signals act as they always do.
     """
@@ -23,7 +23,7 @@ def postponed(save: Callable[[], None]) -> Iterator[None]:
     def remember(number: int, _frame: FrameType | None) -> None:
         arrived.append(number)
 
-    former = {number: signal.signal(number, remember) for number in SIGNALS}
+    former = {number: signal.signal(number, remember) for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield
     finally:

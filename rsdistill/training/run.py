@@ -52,7 +52,7 @@ def fabric_for(config: TrainingConfig) -> Fabric:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         kind = "cuda" if cuda else "mps" if mps else "cpu"
-    if kind not in ("cpu", "cuda", "mps"):
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
         raise ConfigError(f"unknown device '{config.device}'", hint="auto, cpu, cuda, cuda:1 or mps")
     if (kind == "cuda" and not cuda) or (kind == "mps" and not mps) or (number and int(number) >= torch.cuda.device_count()):
         raise DeviceError(f"device '{config.device}' is not there", hint="use --device cpu or auto")

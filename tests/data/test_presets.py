@@ -93,7 +93,7 @@ def landcoverai(root: Path) -> None:
 def whdld(root: Path) -> None:
     for name in ("wh0001", "wh0002"):
         image(root / "Images" / f"{name}.jpg")
-        image(root / "ImagesPNG" / f"{name}.png", halves((2,), (6,)))
+        image(root / "ImagesPNG" / f"{name}.png", halves((1,), (6,)))
 
 
 TREES = {"potsdam": potsdam, "vaihingen": vaihingen, "deepglobe": deepglobe, "inria": inria, "gid15": gid15, "loveda": loveda,
@@ -146,6 +146,27 @@ def test_lists_name_the_split(tmp_path: Path):
     (tmp_path / "val.txt").unlink()
     with pytest.raises(ConfigError, match=r"1_sat.jpg is in none of train.txt"):
         open_preset("deepglobe", tmp_path, "lists")
+
+
+def test_the_official_split_of_landcoverai_is_of_chips(tmp_path: Path):
+    for number, split in enumerate(("train", "val", "test")):
+        image(tmp_path / "output" / f"M-33-20-D-c-4-2_{number}.jpg")
+        image(tmp_path / "output" / f"M-33-20-D-c-4-2_{number}_m.png", halves((4,), (0,)))
+        (tmp_path / f"{split}.txt").write_text(f"M-33-20-D-c-4-2_{number}\n")
+    scenes, _, _ = open_preset("landcoverai", tmp_path, "official")
+    assert [scene.split for scene in scenes] == ["train", "val", "test"]
+    assert all(scene.label and scene.label.name.endswith("_m.png") for scene in scenes)
+    (tmp_path / "output").rename(tmp_path / "chips")
+    with pytest.raises(ConfigError, match=r"looked for .*output"):
+        open_preset("landcoverai", tmp_path, "official")
+
+
+def test_coloured_labels_of_whdld_are_read_by_their_colours(tmp_path: Path):
+    image(tmp_path / "Images" / "a.jpg")
+    image(tmp_path / "ImagesPNG" / "a.png", halves((255, 0, 0), (128, 128, 128)))
+    tile(dataset="whdld", root=tmp_path, work=tmp_path / "w", tile=32)
+    counts = load_tile_set(tmp_path / "w" / "tiles").card.class_pixels
+    assert [sum(pixels) > 0 for pixels in zip(*counts.values(), strict=True)] == [True, False, False, False, True, False]
 
 
 def test_a_wrong_root_says_what_was_looked_for(tmp_path: Path):
