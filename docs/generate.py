@@ -22,8 +22,8 @@ from rsdistill.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rsdistill"
 FLOORS = (
-    *("__init__.py", "__main__.py", "cli.py", "terminal.py", "completion.py", "commands", "training", "inference", "data", "models", "methods"),
-    *("metrics.py", "batches.py", "outputs", "geo", "config.py", "reporting.py", "errors.py"),
+    *("__init__.py", "__main__.py", "cli.py", "terminal.py", "completion.py", "commands", "training", "inference", "data", "models"),
+    *("methods", "metrics.py", "batches.py", "outputs", "geo", "config.py", "reporting.py", "errors.py"),
 )
 """The package from top to bottom, as imports run; what is not named here comes last."""
 BESIDE = {
@@ -143,7 +143,8 @@ def tree() -> str:
 
 def _entry(indent: int, name: str, path: Path) -> str:
     if path.suffix == ".j2":
-        return f"{' ' * indent + name:<24} The page that {name.partition('.')[0]}.py fills in"
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        return f"{' ' * indent + name:<24} {first.removeprefix('{# ').removesuffix(' #}')}"
     sentence = _first(_flat(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")).replace("``", "")
     sentence = re.sub(rf"^{path.stem.replace('_', '-')}: ", "", sentence)
     while len(sentence) > COMMENT_WIDTH and re.search(r"[;:] ", sentence):

@@ -18,6 +18,9 @@ OWN = {"methods", "seeds", "budget", "out", "seed", "resume", "overwrite", "max_
 """Options that are compare's own; all others are passed on to every run."""
 
 
+RESULTS = ("comparison.json", "comparison.md", "comparison.png", "report.html")
+
+
 class CompareConfig(TrainingConfig):
     """Options of ``compare``; those of ``distill`` hold for every run."""
 
@@ -42,10 +45,10 @@ def compare(*, progress: Progress = SILENT, **options: Any) -> Result:
     """Train the same student by several methods, several seeds each, under equal steps and under equal wall-clock, and compare them.
 
     It needs a tile set and a teacher. A run that has finished is not repeated. The result is WORK/compare/ with comparison.json,
-    comparison.md and comparison.png.
+    comparison.md, comparison.png and report.html.
     """
     config = CompareConfig.of(**options)
-    from rsdistill.outputs.comparison import draw_comparison, markdown, summarise
+    from rsdistill.outputs.comparison import summarise
     from rsdistill.training.prepare import open_tile_set
 
     out = config.out or config.work / "compare"
@@ -64,7 +67,7 @@ def compare(*, progress: Progress = SILENT, **options: Any) -> Result:
         "budgets": {budget: summarise([run for run in runs if run["budget"] == budget]) for budget in config.budget},
         "runs": runs,
     }
-    return _write(config, out, comparison, (markdown, draw_comparison))
+    return _write(config, out, comparison)
 
 
 def _check(config: CompareConfig, methods: tuple[str, ...]) -> None:
@@ -111,7 +114,8 @@ def _run(
     progress.message(f"{method}, seed {seed}, equal {budget}")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         figures = pool.submit(_measured, passed | {"overwrite": True, "resume": True}).result()
-    made = {"method": method, "seed": seed, "budget": budget, **figures, "fingerprint": mark}
+    page = f"{folder.name}/{name}.evaluation/report.html"
+    made = {"method": method, "seed": seed, "budget": budget, **figures, "report": page, "fingerprint": mark}
     from rsdistill.geo.files import atomic
 
     with atomic(record) as part:
@@ -140,18 +144,18 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(config: CompareConfig, out: Path, comparison: dict[str, Any], writers: tuple[Any, Any]) -> Result:
+def _write(config: CompareConfig, out: Path, comparison: dict[str, Any]) -> Result:
     from rsdistill.geo.files import atomic
+    from rsdistill.outputs.comparison import draw_comparison, markdown, write_comparison
 
-    markdown, draw = writers
-    paths = tuple(out / f"comparison.{suffix}" for suffix in ("json", "md", "png"))
-    with atomic(paths[0]) as part:
-        part.write_text(json.dumps(comparison, indent=1))
-    with atomic(paths[1]) as part:
-        part.write_text(markdown(comparison))
-    draw(comparison, paths[2])
-    with atomic(out / "comparison.run.toml") as part:
-        part.write_text(run_file(config, "compare"))
+    options = run_file(config, "compare")
+    run = out / "comparison.run.toml"
+    figures, text, picture, page = paths = tuple(out / name for name in RESULTS)
+    for path, content in ((figures, json.dumps(comparison, indent=1)), (text, markdown(comparison)), (run, options)):
+        with atomic(path) as part:
+            part.write_text(content, encoding="utf-8")
+    draw_comparison(comparison, picture)
+    write_comparison(comparison, page, [(f"rsdistill compare --config {run}", options)])
     tables = tuple(
         Table(
             f"equal {budget}",

@@ -49,6 +49,7 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
         raise ConfigError("--balance measures against cross-entropy", hint="it needs ce in --loss, and --calibrate above 0")
     if config.teacher_views > 1 and not config.cache_teacher:
         raise ConfigError("--teacher-views 8 is for a teacher that is asked once a tile", hint="add --cache-teacher")
+    from rsdistill.geo.locking import locked
     from rsdistill.models.card import read_card
     from rsdistill.training.prepare import ready
 
@@ -64,4 +65,5 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
     cache = config.work / "cache" if config.cache_teacher else None
     how = (config.labels_fraction, config.calibrate, config.balance, cache, config.teacher_views)
     lesson = Lesson(config.method, config.set, teachers, config.student, arch_args, *how)
-    return train(config, lesson, files, serious=SERIOUS, progress=progress)
+    with locked(files.model):
+        return train(config, lesson, files, serious=SERIOUS, progress=progress)

@@ -89,18 +89,20 @@ def tile(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Re
     config = TileConfig.of(scenes=scenes, **options)
     from rsdistill.geo.caching import bounded_cache
     from rsdistill.geo.files import atomic, atomic_folder, refuse_existing_folder
+    from rsdistill.geo.locking import locked
     from rsdistill.geo.tile_index import CARD
 
-    _refuse_contradictions(config)
     refuse_existing_folder(config.folder, config.overwrite, CARD)
+    _refuse_contradictions(config)
     recipe, failures = _recipe(config, progress)
     from rsdistill.data.building import build
 
-    with atomic_folder(config.folder) as folder, bounded_cache(CACHE_BYTES):
-        recipe = replace(recipe, intakes=tuple(_upright(one, folder) for one in recipe.intakes))
-        built = build(recipe, folder, progress)
-    with atomic(config.folder.with_name(config.folder.name + ".run.toml")) as run:
-        run.write_text(run_file(config, "tile"), encoding="utf-8")
+    with locked(config.folder):
+        with atomic_folder(config.folder) as folder, bounded_cache(CACHE_BYTES):
+            recipe = replace(recipe, intakes=tuple(_upright(one, folder) for one in recipe.intakes))
+            built = build(recipe, folder, progress)
+        with atomic(config.folder.with_name(config.folder.name + ".run.toml")) as run:
+            run.write_text(run_file(config, "tile"), encoding="utf-8")
     return _result(config, recipe, built, failures)
 
 

@@ -45,12 +45,13 @@ def train_teacher(*, progress: Progress = SILENT, **options: Any) -> Result:
     It needs a tile set with training and validation tiles. The result is WORK/teacher.safetensors, with its log, curves and run file.
     """
     config = TrainTeacherConfig.of(**options)
+    from rsdistill.geo.locking import locked
     from rsdistill.training.prepare import ready
 
     files = ready(config, "teacher.safetensors")
 
     from rsdistill.training.teacher import train
 
-    return train(
-        config, config.arch, config.arch_args(), files, lad=config.lad, lad_weight=config.lad_weight, serious=SERIOUS, progress=progress
-    )
+    how: dict[str, Any] = {"lad": config.lad, "lad_weight": config.lad_weight, "serious": SERIOUS, "progress": progress}
+    with locked(files.model):
+        return train(config, config.arch, config.arch_args(), files, **how)

@@ -7,8 +7,8 @@ import rasterio
 
 from rsdistill.geo.scenes import Scene
 
-CACHE_BYTES = 64 << 20
-"""Enough for two rows of 512-pixel blocks of a scene 20 000 pixels wide; GDAL alone would take a twentieth of all memory."""
+CACHE_BYTES = 32 << 20
+"""Enough for two rows of 512-pixel blocks of a scene 10 000 pixels wide; GDAL alone would take a twentieth of all memory."""
 
 
 def bounded_cache(size: int = CACHE_BYTES) -> AbstractContextManager[object]:

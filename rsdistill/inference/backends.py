@@ -1,8 +1,8 @@
 """What the engine asks of a network: raw pixels of some windows in, scores at the pixels' own resolution out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ class Backend(ABC):
     """Sides of the windows it takes are multiples of this."""
     classes: int
     """How many scores a pixel gets."""
+    ahead: int = 0
+    """Batches that are best under way while another is started."""
 
     @abstractmethod
     def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
@@ -32,3 +34,14 @@ class Backend(ABC):
     def labels(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> NDArray[np.uint8]:
         """Return the (N, T, T) index of the largest logit, the first of equals."""
         return np.stack([argmax(logits) for logits in self(images, valid, windows)])
+
+    def start(
+        self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window], *, scores: bool
+    ) -> Callable[[], NDArray[Any]]:
+        """Start on a batch and return what waits for its answer: (N, K, T, T) logits, or (N, T, T) labels without ``scores``."""
+        answer: NDArray[Any] = self(images, valid, windows) if scores else self.labels(images, valid, windows)
+        return lambda: answer
+
+    def turned(self, quarters: int, mirrored: bool) -> Self:
+        """Return this backend for windows that are mirrored left to right, then turned by quarters against the clock."""
+        return self

@@ -15,6 +15,7 @@ import numpy as np
 from rsdistill.errors import DiskError, InputError, LockError
 from rsdistill.inference.blending import Strip
 from rsdistill.inference.scores import Floats
+from rsdistill.outputs.behind import Behind
 
 if sys.platform != "win32":  # which has no such lock: there, two runs on one output are the person's to avoid
     import fcntl
@@ -49,6 +50,7 @@ class Journal:
         """Rows that are kept: to begin with, those that an earlier run left."""
         self._mark, self._resume = json.dumps(mark, sort_keys=True, default=str).encode() + b"\n", resume
         self._file: IO[bytes]
+        self._behind = Behind()
 
     def __enter__(self) -> Self:
         try:
@@ -67,32 +69,37 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._behind.close()
         if kind is None or issubclass(kind, InputError) or not self.rows:
             self.path.unlink(missing_ok=True)
         self._file.close()
 
     def kept(self, make: Callable[[int], Iterator[Strip]]) -> Iterator[Strip]:
-        """Yield the strips at hand, then those that ``make(row)`` makes for the rows from ``row`` on, each kept before it is yielded.
+        """Yield the strips at hand, then those that ``make(row)`` makes for the rows from ``row`` on, each kept before the next but one.
 
         Raises:
             DiskError: a strip cannot be kept.
         """
         yield from self._records()
         for strip in make(self.rows):
-            self._keep(strip)
+            self._behind(self._keep, strip)
+            self.rows = strip.row + strip.labels.shape[0]
             yield strip
+        self._behind.wait()
 
     def _keep(self, strip: Strip) -> None:
         planes = [strip.labels, *(_steps(share) for share in (strip.confidence, strip.probabilities) if share is not None)]
-        body = zlib.compress(b"".join(plane.tobytes() for plane in planes), 1)
         layout = json.dumps([list(plane.shape) for plane in planes]).encode() + b"\n"
-        record = layout + body
+        packer = zlib.compressobj(1)
+        pieces = [layout, *(packer.compress(np.ascontiguousarray(plane).data) for plane in planes), packer.flush()]
+        check = 0
+        for piece in pieces:
+            check = zlib.crc32(piece, check)
         try:
-            self._file.write(_HEAD.pack(_MARK, strip.row, len(record), zlib.crc32(record)) + record)
+            self._file.writelines([_HEAD.pack(_MARK, strip.row, sum(map(len, pieces)), check), *pieces])
             self._file.flush()
         except OSError as error:
             raise DiskError(f"cannot write {self.path}: {error.strerror}", hint="free some space; --resume then goes on") from error
-        self.rows = strip.row + strip.labels.shape[0]
 
     def _records(self) -> Iterator[Strip]:
         """Yield whole strips from the start of the file; what follows the last of them was torn by a crash and is cut off."""

@@ -18,16 +18,16 @@ class D4Backend(Backend):
     """
 
     def __init__(self, backend: Backend) -> None:
-        """Wrap ``backend``, whose answers must depend on the window's pixels alone."""
-        self._backend = backend
+        """Wrap ``backend``."""
+        self._backends = {symmetry: backend.turned(*symmetry) for symmetry in symmetries()}
         self.stride, self.classes = backend.stride, backend.classes
 
     def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
         """As the base class."""
         total = np.zeros((len(windows), self.classes, *images.shape[-2:]), np.float32)
-        for quarters, mirrored in symmetries():
-            answer = self._backend(_turned(images, quarters, mirrored), _turned(valid, quarters, mirrored), windows)
-            total += _turned_back(answer, quarters, mirrored)
+        for (quarters, mirrored), backend in self._backends.items():
+            answer = backend(turned(images, quarters, mirrored), turned(valid, quarters, mirrored), windows)
+            total += turned_back(answer, quarters, mirrored)
         return np.divide(total, np.float32(8), out=total)
 
 
@@ -38,11 +38,13 @@ def symmetries() -> Iterator[tuple[int, bool]]:
             yield quarters, mirrored
 
 
-def _turned(values: NDArray[Any], quarters: int, mirrored: bool) -> NDArray[Any]:
+def turned(values: NDArray[Any], quarters: int, mirrored: bool) -> NDArray[Any]:
+    """Return (…, h, w) values mirrored left to right, then turned by quarters against the clock."""
     values = values[..., ::-1] if mirrored else values
     return np.ascontiguousarray(np.rot90(values, quarters, axes=(-2, -1)))
 
 
-def _turned_back(values: Floats, quarters: int, mirrored: bool) -> Floats:
+def turned_back(values: Floats, quarters: int, mirrored: bool) -> Floats:
+    """Undo :func:`turned`."""
     values = np.rot90(values, -quarters, axes=(-2, -1))
     return values[..., ::-1] if mirrored else values

@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
     "mgd": "rsdistill.methods.mgd:MGD",
     "nfd": "rsdistill.methods.nfd:NFD",
     "dist": "rsdistill.methods.dist:DIST",
+    "cbd": "rsdistill.methods.cbd:CBD",
 }
 """Name on the command line to ``module:Class``."""
 

@@ -58,10 +58,16 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what GDAL says when a write fails into one DiskError that names ``path``."""
+    """Turn what GDAL says when a write fails into one DiskError that names ``path``; keep rasterio quiet."""
+    with quiet(), failing(path):
+        yield
+
+
+@contextmanager
+def failing(path: Path) -> Iterator[None]:
+    """As :func:`writing`, in threads: Python's filters of warnings belong to the process."""
     try:
-        with quiet():
-            yield
+        yield
     except (OSError, CPLE_BaseError) as error:
         raise DiskError(f"cannot write {path}: {error.__cause__ or error}", hint="check space, permission and the folder's name") from error
 

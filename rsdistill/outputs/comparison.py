@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rsdistill.geo.files import atomic
+from rsdistill.outputs.pages import drawing, write_page
 
 CONFIDENCE = 0.95
 AVERAGED = ("miou", "pixel_accuracy", "boundary_iou", "ms_per_step", "peak_mb", "seconds", "steps")
@@ -61,7 +62,53 @@ def markdown(comparison: dict[str, Any]) -> str:
 
 
 def draw_comparison(comparison: dict[str, Any], path: Path) -> None:
-    """Draw mIoU (mean ± standard deviation) against milliseconds a step, one panel a budget."""
+    """Draw the comparison as a PNG.
+
+    Raises:
+        DiskError: the picture cannot be written.
+    """
+    with atomic(path) as part:
+        comparison_figure(comparison).savefig(part, dpi=160)
+
+
+def write_comparison(comparison: dict[str, Any], path: Path, commands: Sequence[tuple[str, str]]) -> None:
+    """Write the comparison as one HTML file; runs whose own report lies in ``runs/`` beside it are linked.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    runs = comparison["runs"]
+    classes = list(dict.fromkeys(name for run in runs for name in run["per_class"]))
+    per_class = {
+        budget: {row["method"]: _class_means(_of(runs, budget, row["method"]), classes) for row in rows}
+        for budget, rows in comparison["budgets"].items()
+    }
+    linked = [{**run, "report": run.get("report") if (path.parent / run.get("report", "")).is_file() else None} for run in runs]
+    write_page(
+        path,
+        "comparison.html.j2",
+        title="Methods compared: " + ", ".join(dict.fromkeys(run["method"] for run in runs)),
+        plot=drawing(comparison_figure(comparison)),
+        budgets=comparison["budgets"],
+        classes=classes,
+        per_class=per_class,
+        runs=linked,
+        commands=commands,
+    )
+
+
+def _of(runs: Sequence[dict[str, Any]], budget: str, method: str) -> list[dict[str, Any]]:
+    return [run for run in runs if (run["budget"], run["method"]) == (budget, method)]
+
+
+def _class_means(runs: Sequence[dict[str, Any]], classes: Sequence[str]) -> list[float | None]:
+    """The mean IoU of each class over the runs that have a figure; None without any."""
+    found = [[run["per_class"][name] for run in runs if run["per_class"].get(name) is not None] for name in classes]
+    return [sum(known) / len(known) if known else None for known in found]
+
+
+def comparison_figure(comparison: dict[str, Any]) -> Any:
+    """Return mIoU (mean ± standard deviation) against milliseconds a step as a matplotlib figure, one panel a budget."""
     from matplotlib.figure import Figure
 
     budgets = comparison["budgets"]
@@ -78,5 +125,4 @@ def draw_comparison(comparison: dict[str, Any], path: Path) -> None:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("whole-scene mIoU, %")
-    with atomic(path) as part:
-        figure.savefig(part, dpi=160)
+    return figure

@@ -24,6 +24,7 @@ from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.files import atomic, refuse_existing
 from rsdistill.geo.scenes import open_scene
 from rsdistill.geo.windows import Grid
+from rsdistill.outputs.behind import Behind
 from rsdistill.outputs.cog import (
     BLOCK,
     Compression,
@@ -33,6 +34,7 @@ from rsdistill.outputs.cog import (
     check_options,
     checksum,
     copy_to_cog,
+    failing,
     quiet,
     virtual_raster,
     writing,
@@ -77,7 +79,8 @@ class StripWriter:
         self.compress, self.options, self.tags = compress, check_options(creation_options or {}), dict(tags or {})
         refuse_existing([self.path], overwrite)
         self._open = ExitStack()
-        self._rows = np.empty((len(self.bands), BLOCK, grid.width), self.dtype)
+        self._behind = Behind()
+        self._rows, self._other = (np.empty((len(self.bands), BLOCK, grid.width), self.dtype) for _ in range(2))
         self._next = 0
         self._sums: list[int] = []
 
@@ -90,6 +93,7 @@ class StripWriter:
             self._file = self._open.enter_context(
                 rasterio.open(self._strips, "w", driver="GTiff", compress="deflate", zlevel=1, **shape, **layout)
             )
+        self._open.callback(self._behind.close)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -117,15 +121,20 @@ class StripWriter:
                 self._flush(filled + taken)
 
     def _flush(self, height: int) -> None:
-        rows = self._rows[:, :height]
-        with writing(self.path):
-            self._file.write(rows, window=RasterWindow(0, self._next - height, self.grid.width, height))
+        """Hand the buffered rows to the thread that encodes them, and go on with the other buffer."""
+        self._behind(self._encode, self._rows[:, :height], self._next - height)
+        self._rows, self._other = self._other, self._rows
+
+    def _encode(self, rows: NDArray[Any], row: int) -> None:
+        with rasterio.Env(), failing(self.path):
+            self._file.write(rows, window=RasterWindow(0, row, self.grid.width, rows.shape[1]))
         self._sums.append(checksum(rows))
 
     def _finish(self) -> None:
         """Make the COG, check it, and put the sidecars in place."""
         if self._next != self.grid.height:
             raise ValueError(f"{self.path}: {self._next} of {self.grid.height} rows were written")
+        self._behind.wait()
         self._file.close()
         virtual = virtual_raster(self._strips, self.grid, self.dtype.name, self.nodata, self.bands, tags=self.tags, decorate=self._decorate)
         with writing(self.path):

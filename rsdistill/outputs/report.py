@@ -1,17 +1,15 @@
 """The report of an evaluation: one HTML file with pictures and figures in it, that opens anywhere and asks nobody for anything."""
 
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rsdistill.geo.classes import IGNORE, ClassTable
-from rsdistill.geo.files import atomic
 from rsdistill.outputs.curves import curves_figure, read_log
+from rsdistill.outputs.pages import drawing, uri, write_page
 from rsdistill.outputs.pictures import Bytes, class_png, photo_jpeg
 
 ERROR_COLORS = ("#dbe4ea", "#d55e00")
@@ -80,9 +78,9 @@ def scene_picture(
     if beside is not None:
         layers.insert(1, (beside[0], class_png(beside[1], table.colors)))
     layers.append(("errors", class_png(wrong, ERROR_COLORS)))
-    found = [Layer(title, _uri("image/png", content)) for title, content in layers]
+    found = [Layer(title, uri("image/png", content)) for title, content in layers]
     if photo is not None:
-        found.insert(0, Layer("scene", _uri("image/jpeg", photo_jpeg(photo))))
+        found.insert(0, Layer("scene", uri("image/jpeg", photo_jpeg(photo))))
     return ScenePicture(name, (label.shape[0], label.shape[1]), tuple(found))
 
 
@@ -92,21 +90,15 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         DiskError: it cannot be written.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("rsdistill.outputs", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": _percent, "count": _count}
-    text = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        "report.html.j2",
         report=report,
         classes=_classes(report),
         confusion=_shares(report.figures["confusion"]),
-        curves=_curves(report.log) if report.log else None,
+        curves=drawing(curves_figure(read_log(report.log), report.log.name.removesuffix(".log.csv"))) if report.log else None,
         error_colors=ERROR_COLORS,
     )
-    with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def _classes(report: Report) -> list[dict[str, Any]]:
@@ -122,22 +114,3 @@ def _classes(report: Report) -> list[dict[str, Any]]:
 def _shares(confusion: Sequence[Sequence[int]]) -> list[list[float | None]]:
     """Each row of a confusion matrix as shares of its sum; None for a class that no label has."""
     return [[count / sum(row) if sum(row) else None for count in row] for row in confusion]
-
-
-def _curves(log: Path) -> str:
-    """The training curves as a drawing of lines, sharp at any size."""
-    drawing = BytesIO()
-    curves_figure(read_log(log), log.name.removesuffix(".log.csv")).savefig(drawing, format="svg", metadata={"Date": None})
-    return _uri("image/svg+xml", drawing.getvalue())
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(content).decode('ascii')}"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
-
-
-def _count(number: int) -> str:
-    return f"{number:,}".replace(",", "\u202f")

@@ -34,7 +34,10 @@ def test_both_budgets_hold_every_method_and_the_second_call_runs_nothing(work):
     allowed = next(run["seconds"] for run in data["runs"] if run["method"] == "kd")
     assert all(run["seconds"] >= allowed for run in data["runs"] if run["budget"] == "seconds")
     assert all(run["peak_mb"] > 100 for run in data["runs"])
-    assert {path.name for path in result.paths} == {"comparison.json", "comparison.md", "comparison.png"}
+    assert {path.name for path in result.paths} == {"comparison.json", "comparison.md", "comparison.png", "report.html"}
+    page = (work / "compare" / "report.html").read_text()
+    assert 'href="runs/kd.steps.0.evaluation/report.html"' in page
+    assert (work / "compare" / "runs" / "kd.steps.0.evaluation" / "report.html").exists()
     models = {path: path.stat().st_mtime_ns for path in (work / "compare" / "runs").glob("*.safetensors")}
     assert len(models) == 8  # 2 methods, 2 budgets, the best and the last
     again = compare(work=work, methods="kd", set={"kd.tau": 2}, **QUICK)

@@ -8,10 +8,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import rasterio
 import torch
 
+from rsdistill.commands.evaluate import evaluate
 from rsdistill.commands.export import export
-from rsdistill.errors import CheckpointError, ConfigError, MissingExtraError, OutputExistsError
+from rsdistill.commands.predict import predict
+from rsdistill.commands.tile import tile
+from rsdistill.errors import CheckpointError, ConfigError, MissingExtraError, OutputExistsError, TileSetError
+from rsdistill.geo.synthetic import write_land_cover
+from rsdistill.geo.tile_index import load_tile_set
 from rsdistill.methods.base import upsample
 from rsdistill.models import ModelCard, build_network, load_model, save_model
 
@@ -96,7 +102,7 @@ def test_stac_item_describes_the_file(tiny):
 
 
 def test_export_that_answers_otherwise_is_thrown_away(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("rsdistill.commands.export._onnx_answer", lambda path, image: np.full((3, 4, 64, 64), 0.25, np.float32))
+    monkeypatch.setattr("rsdistill.inference.exporting.onnx_answer", lambda path, image: np.full((3, 4, 64, 64), 0.25, np.float32))
     with pytest.raises(CheckpointError, match=r"x\.onnx differs from torch by"):
         export(tiny[0], out=tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
@@ -161,3 +167,98 @@ def test_missing_extra_says_what_to_install(tiny, tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match="onnxruntime") as missing:
         export(tiny[0], out=tmp_path / "x.onnx")
     assert missing.value.hint == "pip install 'rsdistill[onnx]'"
+
+
+# --- whole scenes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Return a workspace with a drawn scene, tiles and an untrained student, whose answers are nowhere near a tie."""
+    folder = tmp_path_factory.mktemp("work")
+    drawn = write_land_cover(folder, size=384, seed=3)
+    tile(scenes=drawn.scene, labels=drawn.labels, classes=drawn.classes, work=folder / "work", tile=64)
+    torch.manual_seed(3)
+    classes = [dict(one) for one in load_tile_set(folder / "work" / "tiles").card.classes]
+    network = build_network("tiny", {}, 3, len(classes))
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    card = ModelCard(
+        arch="tiny", classes=classes, bands=(1, 2, 3), mean=MEAN, std=STD, tile=128, margin=16, method="kd", teachers=("ab" * 32,)
+    )
+    save_model(folder / "work" / "student.safetensors", network, card)
+    return folder
+
+
+def read(path):
+    with rasterio.open(path) as raster:
+        return raster.read(1)
+
+
+def test_an_exported_student_maps_a_scene_as_torch_does(work):
+    export(work=work / "work", tile=128)
+    for name, model in (("torch", "student"), ("onnx", work / "work" / "student.onnx")):
+        predict(work / "scene.tif", out=[work / f"{name}.tif"], work=work / "work", model=model, tile=128, margin=16)
+    torchs, onnxs = read(work / "torch.tif"), read(work / "onnx.tif")
+    assert len(np.unique(torchs)) > 2
+    assert (torchs == onnxs).mean() >= 0.999
+
+
+def test_int8_says_what_it_costs(work):
+    result = export(work=work / "work", out=work / "small.onnx", tile=128, int8=True)
+    data = result.data
+    assert data["miou_cost"] == pytest.approx(data["miou"] - data["miou_int8"])
+    plain = evaluate(work=work / "work", tile=128, out=work / "evaluation").data["miou"]
+    assert data["miou"] == pytest.approx(plain, abs=0.002)
+    graph = onnx.load(work / "small.onnx")
+    assert graph.ir_version == 9
+    convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
+    fed = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
+    assert convolutions
+    assert all(set(node.input[:2]) <= fed for node in convolutions)
+    assert json.loads({one.key: one.value for one in graph.metadata_props}["tile_size"]) == 128
+    raw = pixels(2, 128)
+    exact, small = (
+        onnxruntime.InferenceSession(path).run(None, {"image": raw / 255})[0] for path in (work / "work/student.onnx", work / "small.onnx")
+    )
+    assert small.shape == exact.shape
+    assert np.abs(small - exact).mean() < 0.1
+
+
+def test_int8_is_refused_where_it_cannot_be(work, tmp_path):
+    with pytest.raises(ConfigError, match=r"--int8 makes \.onnx, not pt2"):
+        export(work=work / "work", out=tmp_path / "x.pt2", int8=True)
+    with pytest.raises(TileSetError):
+        export(work=work / "work", out=tmp_path / "x.onnx", int8=True, tiles=tmp_path / "none")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hub_folder_tells_what_the_model_is(work):
+    evaluate(work=work / "work", overwrite=True)
+    folder = export(work=work / "work", format="hub").paths[0]
+    assert folder == work / "work" / "student-hub"
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    again, card = load_model(folder / "model.safetensors")
+    assert json.loads((folder / "config.json").read_text())["mean"] == list(card.mean)
+    page = (folder / "README.md").read_text()
+    with rasterio.open(work / "scene.tif") as scene:
+        assert scene.crs.to_string() in page
+    operations = export(work=work / "work", format="hub", overwrite=True).data["operations"]
+    assert f"{operations / 1e9:.2f} GFLOP" in page
+    assert f"{sum(p.numel() for p in again.parameters()) / 1e6:.2f} M" in page
+    figures = json.loads((work / "work" / "evaluation" / "metrics.json").read_text())
+    for one in card.classes:
+        iou = figures["per_class"][one["name"]]["iou"]
+        assert f"| {one['id']} | {one['name']} | {one['color']} | {'–' if iou is None else f'{100 * iou:.1f}'} |" in page
+    assert "distilled by `kd` from a teacher with the digest abababababab" in page
+
+
+def test_a_teacher_goes_into_a_hub_folder_though_not_into_a_graph(tmp_path):
+    model = save(tmp_path / "teacher.safetensors", "ginet")
+    folder = export(model, format="hub", work=tmp_path).paths[0]
+    page = (folder / "README.md").read_text()
+    assert "cannot be exported to ONNX" in page
+    assert "It was not measured" in page
+    with pytest.raises(OutputExistsError):
+        export(model, format="hub", work=tmp_path)

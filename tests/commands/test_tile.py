@@ -79,7 +79,7 @@ def test_one_scene_with_defaults_becomes_a_tile_set(scene: Path, tmp_path: Path)
     assert "64 pixels" in " ".join(progress.said)
     assert len(tile_set.of_split("val")) >= 3
     assert len(tile_set.of_split("train")) >= 12
-    assert sorted(entry.name for entry in folder.iterdir()) == ["classes.toml", "context", "labels", "tiles.gpkg", "tileset.json"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["classes.toml", "context", "labels", "tiles.gpkg", "tiles.png", "tileset.json"]
     assert result.data["tiles"] == {split: len(tile_set.of_split(split)) for split in ("train", "val", "test")}
     assert (card.bands, card.dtype, card.pixel_size, card.split_by) == ((1, 2, 3), "uint8", (2, 2), "block")
     json.dumps(result.data)

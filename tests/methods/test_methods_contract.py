@@ -15,7 +15,7 @@ NAMES = [*METHODS, "lad"]
 LOSSES = [name for name in NAMES if name != "ce"]
 CRITICS = {"skd": "holistic", "mgsad": "affinity"}
 """The terms that a critic judges, and that do not measure a distance to the teacher."""
-NOT_A_DISTANCE = {"mgd": "pixel"} | CRITICS
+NOT_A_DISTANCE = {"cbd": "labels", "mgd": "pixel"} | CRITICS
 
 
 def build(name, **options):

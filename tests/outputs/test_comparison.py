@@ -1,10 +1,11 @@
 """The comparison of methods: statistics by hand, a table, a picture."""
 
+import re
 from math import isnan, sqrt
 
 import pytest
 
-from rsdistill.outputs.comparison import draw_comparison, markdown, paired, summarise
+from rsdistill.outputs.comparison import draw_comparison, markdown, paired, summarise, write_comparison
 
 
 def run(method, seed, miou, ms=100.0):
@@ -52,3 +53,23 @@ def test_markdown_has_a_table_for_each_budget():
 def test_the_picture_is_a_png(tmp_path):
     draw_comparison({"budgets": {"steps": summarise(RUNS)}}, tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_is_whole_and_shows_each_class_and_run(tmp_path):
+    runs = [
+        one | {"per_class": {"<field>": one["miou"], "none": None}, "report": f"runs/{one['method']}.{one['seed']}/report.html"}
+        for one in RUNS
+    ]
+    there = tmp_path / runs[0]["report"]
+    there.parent.mkdir(parents=True)
+    there.touch()
+    write_comparison({"budgets": {"steps": summarise(runs)}, "runs": runs}, tmp_path / "report.html", [("rsdistill compare", "seeds = 3")])
+    text = (tmp_path / "report.html").read_text()
+    assert "&lt;field&gt;" in text
+    assert "<field>" not in text
+    assert text.count("<a href=") == 1
+    outside = re.sub(r"data:[a-z/+]+;base64,[A-Za-z0-9+/=]+", "", text)
+    assert not re.search(r"(https?:)?//[a-z]|url\(|@import|<script", outside)
+    shown = " ".join(re.sub(r"<[^>]+>", " ", outside).split())
+    assert "kd 35.0 ± 2.6 +3.0 ± 2.5 80.0 20.0 300 180" in shown
+    assert "kd 35.0 –" in shown

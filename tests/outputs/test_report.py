@@ -127,6 +127,16 @@ def test_what_is_not_there_leaves_no_section(tmp_path: Path) -> None:
     assert [section["aria-labelledby"] for section in page.all("section")] == ["classes", "confusion"]
 
 
+def test_a_second_model_stands_beside_the_first(tmp_path: Path) -> None:
+    label = np.zeros((20, 30), np.uint8)
+    picture = scene_picture("north", TABLE, label, label, beside=("teacher", 1 - label))
+    assert [layer.name for layer in picture.layers] == ["label", "teacher", "prediction", "errors"]
+    beside = {"model": "teacher.safetensors", "miou": 0.7, "pixel_accuracy": 0.8, "boundary_iou": 0.6}
+    write_report(tmp_path / "report.html", Report("student", FIGURES | {"beside": beside}, TABLE, (picture,)))
+    text = " ".join(filter(None, Page((tmp_path / "report.html").read_text(encoding="utf-8")).text))
+    assert "teacher.safetensors: mean IoU 70.0\xa0%" in text
+
+
 def test_a_page_of_one_or_many_large_noisy_scenes_stays_below_five_megabytes(tmp_path: Path) -> None:
     for scenes in (1, 20):
         side = picture_side(scenes)

@@ -1,0 +1,114 @@
+"""A small world that works (scene, labels, classes, tile set, model) and ways to run commands in it, shared by tests of faults and fuzzing."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import rasterio
+from affine import Affine
+from safetensors.numpy import save_file
+
+from rsdistill import cli
+from rsdistill.geo.synthetic import write_land_cover
+
+GRID = Affine(0.5, 0, 300_000, 0, -0.5, 5_000_000)
+
+
+class World(NamedTuple):
+    """Paths of files that every command takes without complaint."""
+
+    root: Path
+    scene: Path
+    labels: Path
+    classes: Path
+    work: Path
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The last line on stderr: what went wrong."""
+        return self.err.rstrip("\n").rpartition("\n")[2]
+
+
+def write_raster(path, pixels, *, crs="EPSG:32633", transform=GRID, **profile):
+    bands = pixels[None] if pixels.ndim == 2 else pixels
+    shape = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype}
+    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **shape, **profile) as file:
+        file.write(bands)
+    return path
+
+
+def noise(bands=3, height=64, width=64, seed=0):
+    return np.random.default_rng(seed).integers(30, 200, (bands, height, width), np.uint8)
+
+
+def write_linear(path, *, bands=3, classes=2, seed=0, weight=None, metadata=None, card=None):
+    """Write a ``linear`` model by hand: a spectral classifier whose answer is known exactly."""
+    names = [{"id": i, "name": f"class {i}", "color": f"#{i:02x}8040"} for i in range(classes)]
+    usual = {"format_version": 1, "arch": "linear", "arch_args": {}, "classes": names, "bands": list(range(1, bands + 1))}
+    usual |= {"mean": [100.0] * bands, "std": [50.0] * bands}
+    weight = np.random.default_rng(seed).normal(size=(classes, bands, 1, 1)).astype(np.float32) if weight is None else weight
+    tensors = {"weight": weight, "bias": np.zeros(len(weight), np.float32)}
+    save_file(tensors, path, metadata={"rsdistill": json.dumps(usual | (card or {}))} if metadata is None else metadata)
+    return path
+
+
+def ended(*arguments):
+    """Run the command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = cli.run([*map(str, arguments)])
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def spawn(*arguments, cwd=None, env=None, **how):
+    """Start the command line as a process of its own group."""
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | how
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    command = [sys.executable, "-m", "rsdistill", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **how)
+
+
+def finish(process, seconds=120):
+    """Wait for a spawned command and say how it ended."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return Ended(process.returncode, out or "", err or "")
+
+
+def litter(folder):
+    """Hidden files and folders that a command should not have left."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
+
+
+def make_world(root):
+    drawn = write_land_cover(root, size=256, seed=1)
+    work = root / "work"
+    tiled = ended("tile", drawn.scene, "--labels", drawn.labels, "--classes", drawn.classes, "--work", work, "--tile", 64, "-q")
+    assert tiled.code == 0, tiled.err
+    write_linear(work / "student.safetensors", classes=7)
+    return World(root, drawn.scene, drawn.labels, drawn.classes, work)
+
+
+def place_of(world):
+    """CRS and transform of the world's scene, as keyword arguments of write_raster."""
+    with rasterio.open(world.scene) as file:
+        return {"crs": file.crs, "transform": file.transform}
