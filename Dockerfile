@@ -1,4 +1,4 @@
-# CPU image: wheels bundle GDAL, so nothing is installed from the distribution.
+# Wheels bundle GDAL, so nothing is installed from the distribution; torch's bring CUDA along, which --gpus all makes use of.
 #   docker build -t rsdistill .
 #   docker run --rm -v "$PWD:/data" --user "$(id -u):$(id -g)" rsdistill predict scene.tif --out mask.tif
 FROM python:3.12-slim

@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: demo test test-slow fuzz bench lint docs clean
+.PHONY: demo test test-slow fuzz bench qgis lint docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 found; set PYTHON=/path/to/python3.11" >&2; exit 3; }
@@ -30,11 +30,16 @@ fuzz: $(STAMP) ## random bytes against every reader, for a bounded time
 bench: $(STAMP) ## ratios on this machine
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 1800
 
-lint: $(STAMP) ## style, types, floors
+qgis: $(STAMP) ## install Debian's QGIS (1.2 GB, needs root) where it is missing, and open results in it
+	/usr/bin/python3 -c 'import qgis.core' 2>/dev/null || apt-get install --yes --no-install-recommends qgis python3-qgis qgis-providers
+	$(BIN)/python -m pytest -m qgis
+
+lint: $(STAMP) ## style, types, floors, licences, known holes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/supply_chain.py
 
 docs: $(STAMP) ## the site, in site/
 	$(BIN)/mkdocs build --strict

@@ -25,7 +25,7 @@ def main(demo: Path) -> None:
     """Draw the scene, its labels and the student's mask side by side."""
     table = load_class_table(demo / "classes.toml")
     panels = {
-        "scene": read(demo / "scene.tif", Resampling.average).transpose(1, 2, 0),
+        "scene": photograph(demo / "scene.tif"),
         "labels": painted(read(demo / "labels.tif", Resampling.mode)[0], table),
         "student's mask": painted(read(demo / "mask.tif", Resampling.mode)[0], table),
     }
@@ -38,7 +38,7 @@ def main(demo: Path) -> None:
     patches = [Patch(color=one.color, label=one.name) for one in table.classes]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     with atomic(Path(__file__).parent / "assets" / "demo.png") as part:
-        figure.savefig(part, dpi=160)
+        figure.savefig(part, dpi=160, bbox_inches="tight", pad_inches=0.05)
 
 
 def read(path: Path, resampling: Resampling) -> NDArray[np.uint8]:
@@ -47,6 +47,14 @@ def read(path: Path, resampling: Resampling) -> NDArray[np.uint8]:
         scale = PIXELS / max(raster.shape)
         shape = raster.count, round(raster.height * scale), round(raster.width * scale)
         return np.asarray(raster.read(out_shape=shape, resampling=resampling))
+
+
+def photograph(path: Path) -> NDArray[np.uint8]:
+    """Return a scene's colours (h, w, 3), white where it holds no data."""
+    bands = read(path, Resampling.average)
+    with rasterio.open(path) as raster:
+        valid = raster.dataset_mask(out_shape=bands.shape[1:]) > 0
+    return np.where(valid, bands, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
 def painted(ids: NDArray[np.uint8], table: ClassTable) -> NDArray[np.uint8]:

@@ -71,6 +71,8 @@ def command_line() -> str:
         "# Command line\n",
         "Results' paths go to stdout, one a line; progress and messages to stderr. Every command takes `--config FILE`, `--json`, `-q` and",
         "`-v`; flags win over the file. [Exit codes](errors.md) are the same everywhere. This page is made from the commands themselves.\n",
+        "`rsdistill --install-completion` teaches your shell the commands, their flags, and the names of methods, networks, datasets,",
+        "classes, and models in the workspace.\n",
     ]
     for name, command in sorted(typer.main.get_command(application()).commands.items(), key=lambda item: _order(item[0])):  # type: ignore[attr-defined]
         arguments = [one for one in command.params if one.param_type_name == "argument"]

@@ -13,6 +13,7 @@ COMMANDS = (
     "train_teacher",
     "distill",
     "predict",
+    "merge",
     "evaluate",
     "compare",
     "export",

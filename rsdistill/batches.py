@@ -23,6 +23,15 @@ class Context(NamedTuple):
     """(M, h, w) int64 majority label of each context pixel, IGNORE where none; None outside training."""
 
 
+class Groups(NamedTuple):
+    """Where a part of a step's batch lies in the whole; a group is the tiles that share a context, or one tile without any."""
+
+    numbers: Tensor
+    """(M,) int64 positions of this part's groups among all."""
+    whole: int
+    """How many groups the step has."""
+
+
 class Batch(NamedTuple):
     """Tiles on their way through a network."""
 
@@ -39,6 +48,8 @@ class Batch(NamedTuple):
     """(B, 4) float32 top, left, bottom, right of each tile in [0, 1] of its whole scene."""
     place: Tensor | None = None
     """(B,) int64 position of each tile in the tile set, by which what is kept of it is found."""
+    groups: Groups | None = None
+    """Set where the batch is part of a larger one; what is drawn for a step is drawn for all of it."""
 
 
 class Segmentation(NamedTuple):

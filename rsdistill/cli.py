@@ -37,6 +37,17 @@ ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """The errors of click's parser, from click itself or from the copy that newer versions of typer carry."""
 
 
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class StoppedError(Exception):
+    """A running command was interrupted; the parser of the command line would make one code of all interruptions."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP arrived; what is running saves its state as it does for Ctrl-C."""
 
@@ -57,13 +68,15 @@ def run(arguments: list[str]) -> int:
     verbose = any(argument == "-v" or argument == "--verbose" for argument in arguments)
     if not verbose:
         warnings.simplefilter("ignore")
+        os.environ.setdefault("CPL_LOG", os.devnull)  # what GDAL writes to stderr by itself; its errors reach us all the same
     try:
         return int(application()(args=arguments, prog_name="rsdistill", standalone_mode=False) or 0)
     except ClickException as error:
         return _usage(error)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        code = 143 if isinstance(error, Terminated) else 130
-        return _refuse("interrupted" if code == 130 else "terminated", _again(arguments), code)
+    except StoppedError as stop:
+        return _refuse("terminated" if stop.code == TERMINATED else "interrupted", _again(arguments), stop.code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _refuse("interrupted", "before anything was begun", INTERRUPTED)
     except Exception as error:
         if verbose:
             draw_traceback()
@@ -112,8 +125,11 @@ def _command(name: str) -> Callable[..., int]:
         options = run_options(run_path, name, config.model_fields) if run_path else {}
         options |= {key: _untangle(config.model_fields[key], value) for key, value in given.items() if value not in (None, [], ())}
         config.of(**options)
-        with shown(quiet) as progress:
-            result = function(**options, progress=progress)
+        try:
+            with shown(quiet) as progress:
+                result = function(**options, progress=progress)
+        except KeyboardInterrupt as error:
+            raise StoppedError(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from None
         return _print(result, as_json=as_json, quiet=quiet)
 
     parameters = [_parameter(key, field) for key, field in config.model_fields.items()]
@@ -186,21 +202,25 @@ def _untangle(field: FieldInfo, value: Any) -> Any:
 
 
 def _print(result: Result, *, as_json: bool, quiet: bool) -> int:
-    """Print the result: paths or JSON on stdout, tables and failures on stderr; return 0, or 6 when some inputs failed."""
-    if not quiet:
-        for table in result.tables:
-            draw(table)
+    """Print paths, JSON, or tables that are the result on stdout, all else on stderr; return 0, 6 after failures, or 2 without a result."""
     for failure in result.failures:
         typer.echo(f"failed: {failure}", err=True)
     lines = [str(path) for path in result.paths]
     if as_json:
         lines = [json.dumps({"paths": lines, "failures": list(result.failures), **result.data}, indent=2, default=str)]
     try:
+        for table in result.tables if result.told and not as_json else ():
+            draw(table, sys.stdout)
         for line in lines:
             typer.echo(line)
+        sys.stdout.flush()
     except BrokenPipeError:  # who reads has had enough; the result stands
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 6 if result.failures else 0
+    for table in () if quiet or result.told else result.tables:
+        draw(table, sys.stderr)
+    if result.failures:
+        return 6 if result.paths else InputError.exit_code
+    return 0
 
 
 def _refuse(message: str, hint: str, code: int) -> int:

@@ -4,7 +4,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,8 +32,11 @@ class Config(BaseModel):
             ConfigError: one line about the first that is wrong.
         """
         for name in options.keys() & cls.model_fields.keys():
-            if get_origin(cls.model_fields[name].annotation) is tuple and isinstance(options[name], str | int | Path):
-                options[name] = (options[name],)
+            kind, value = cls.model_fields[name].annotation, options[name]
+            if get_origin(kind) is tuple and isinstance(value, str | int | Path):
+                options[name] = (value,)
+            if get_origin(kind) is Literal:  # a number among choices comes from the command line as text
+                options[name] = next((choice for choice in get_args(kind) if str(choice) == str(value)), value)
         try:
             return cls(**options)
         except ValidationError as error:
@@ -86,10 +89,13 @@ def run_options(path: Path, command: str, known: Mapping[str, Any]) -> dict[str,
 
 
 def run_file(config: Config, command: str) -> str:
-    """Return the TOML text that repeats a run: ``rsdistill COMMAND --config FILE``."""
+    """Return the TOML text that repeats a run: ``rsdistill COMMAND --config FILE``.
+
+    What a person allowed once (to replace a result, to go on with a broken run) is not part of it.
+    """
     import tomli_w
 
-    values = config.model_dump(mode="json", exclude_none=True)
+    values = config.model_dump(mode="json", exclude_none=True, exclude={"overwrite", "resume"})
     return tomli_w.dumps({"command": command, **values})
 
 

@@ -21,8 +21,12 @@ RsdistillError                      what, in which file
 └── PartialFailureError (exit 6)         some of many inputs failed
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_FOLDED = re.compile(r"\b(https?|s3|gs|az|ftp):/(?!/)")
+"""What Path makes of the start of a URL."""
 
 
 class RsdistillError(Exception):
@@ -31,7 +35,7 @@ class RsdistillError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(_FOLDED.sub(r"\1://", message))
         self.hint = hint
 
 

@@ -67,3 +67,5 @@ class Result:
     data: dict[str, Any] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
     failures: tuple[str, ...] = ()
+    told: bool = False
+    """Whether the tables are what was asked for, so that they belong on stdout."""

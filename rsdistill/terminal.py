@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import Any
+from typing import Any, TextIO
 
 from rsdistill.reporting import SILENT, Progress, Table, Task
 
@@ -20,18 +20,33 @@ def draw_traceback() -> None:
     Console(stderr=True).print_exception()
 
 
-def draw(table: Table) -> None:
-    """Print ``table`` on stderr."""
+def draw(table: Table, stream: TextIO) -> None:
+    """Print ``table`` on ``stream``: with rules on a terminal, as aligned text elsewhere."""
+    if not stream.isatty():
+        stream.write("\n".join(aligned(table)) + "\n")
+        return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    drawn = RichTable(title=table.title, box=SIMPLE_HEAD, title_justify="left", show_header=any(table.columns))
+    drawn = RichTable(box=SIMPLE_HEAD, show_header=any(table.columns))
     for position, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if position == 0 else "right")
+        drawn.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
     for row in table.rows:
         drawn.add_row(*row)
-    Console(stderr=True).print(drawn)
+    console = Console(file=stream)
+    console.print(table.title, style="bold", markup=False, highlight=False)
+    console.print(drawn)
+
+
+def aligned(table: Table) -> Iterator[str]:
+    """Yield the title and the rows of ``table``, the first column to the left and all others to the right."""
+    yield table.title
+    rows = [table.columns, *table.rows] if any(table.columns) else table.rows
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join(["", first.ljust(widths[0]), *cells]).rstrip()
 
 
 @contextmanager

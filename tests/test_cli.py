@@ -6,6 +6,8 @@ import resource
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import Field
@@ -13,7 +15,7 @@ from pydantic import Field
 import rsdistill
 from rsdistill import cli
 from rsdistill.config import Config, argument
-from rsdistill.errors import DiskError, DivergedError, SceneError
+from rsdistill.errors import ConfigError, DiskError, DivergedError, SceneError
 from rsdistill.reporting import Result, Table
 
 
@@ -96,6 +98,8 @@ class EchoConfig(Config):
     loud: bool = Field(False, description="Say it loudly.")
     bands: tuple[int, ...] = Field((), description="Numbers.")
     fail: str = Field("", description="How to fail.")
+    views: Literal[1, 8] = Field(1, description="A number among few.")
+    told: bool = Field(False, description="Tables are the result.")
 
 
 FAULTS = {
@@ -122,7 +126,13 @@ def echo(monkeypatch):
         progress.message("working")
         failures = ("b.tif: broken",) if config.fail == "some" else ()
         tables = (Table("words", ("word", "length"), tuple((w, str(len(w))) for w in config.words)),)
-        return Result(paths=tuple(config.words), data={"bands": list(config.bands), "loud": config.loud}, tables=tables, failures=failures)
+        return Result(
+            paths=(*config.words, *(["a.tif"] if failures else [])),
+            data={"bands": list(config.bands), "loud": config.loud},
+            tables=tables,
+            failures=failures,
+            told=config.told,
+        )
 
     module = types.ModuleType("rsdistill.commands.echo")
     module.EchoConfig, module.echo = EchoConfig, echo
@@ -210,3 +220,23 @@ def test_a_run_file_repeats_a_run(tmp_path):
 def test_one_value_may_stand_for_many_in_python():
     assert EchoConfig.of(words="one").words == ("one",)
     assert EchoConfig.of(bands=3).bands == (3,)
+
+
+def test_tables_that_are_the_result_go_to_stdout_whole(echo, capsys):
+    long = "x" * 300
+    assert cli.run(["echo", long, "b", "--told", "-q"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["words", f"  {'word':300}  length", f"  {long}     300", f"  {'b':300}       1", long, "b"]
+    assert captured.err == ""
+
+
+def test_a_number_among_choices_may_come_as_text():
+    assert EchoConfig.of(views="8").views == 8
+    with pytest.raises(ConfigError, match="views"):
+        EchoConfig.of(views="2")
+
+
+@pytest.mark.parametrize(("paths", "code"), [((), 2), ((Path("a.tif"),), 6)])
+def test_inputs_that_all_failed_are_bad_input(capsys, paths, code):
+    assert cli._print(Result(paths=paths, failures=("b.tif is empty",)), as_json=False, quiet=True) == code
+    assert "failed: b.tif is empty" in capsys.readouterr().err

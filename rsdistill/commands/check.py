@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field
 
 from rsdistill.config import Config, argument
-from rsdistill.errors import InputError, RsdistillError, SceneError
+from rsdistill.errors import InputError, RsdistillError
 from rsdistill.reporting import SILENT, Progress, Result, Table
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from rsdistill.models.card import ModelCard
 
 Kind = Literal["scene", "label", "class table", "tile set", "model"]
-PIXEL_SIZE_RATIO = 1.2
-"""A pixel this much larger or smaller than those of the training scenes is worth a word."""
 
 
 class CheckConfig(Config):
@@ -130,13 +128,20 @@ def _expand(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir() and not (path / "tileset.json").exists():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in known and not file.name.startswith("."))
+            inside = sorted(file for file in path.iterdir() if _is_candidate(file, known))
             if not inside:
                 raise InputError(f"{path} holds no scene, label or model", hint="name files, or a tile set's folder")
             found += inside
         else:
             found.append(path)
     return list(dict.fromkeys(found))
+
+
+def _is_candidate(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether a folder's entry is looked at: a tile set, or a file of a known kind that is not the picture of a training run."""
+    if path.name.startswith(".") or path.name.endswith(".curves.png"):
+        return False
+    return (path / "tileset.json").exists() if path.is_dir() else path.suffix.lower() in suffixes
 
 
 def _company(candidates: Iterable[Candidate]) -> Company:
@@ -173,11 +178,11 @@ def _examine(candidate: Candidate, company: Company, config: CheckConfig) -> Fin
 
 
 def _look_at_scene(path: Path, company: Company, config: CheckConfig) -> list[str]:
-    from rsdistill.geo.inspection import header_notes, pixel_notes
+    from rsdistill.geo.inspection import header_notes, palette_notes, pixel_notes
     from rsdistill.geo.scenes import open_scene
 
     with open_scene(path, nodata=config.nodata or None, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote) as scene:
-        notes = [*scene.ignored_sidecars, *header_notes(scene)]
+        notes = [*scene.ignored_sidecars, *header_notes(scene), *palette_notes(scene)]
         for model, card in company.cards:
             notes += _fit(scene, model, card)
         return notes if config.headers else notes + pixel_notes(scene)
@@ -189,18 +194,11 @@ def _fit(scene: "Scene", model: Path, card: "ModelCard") -> list[str]:
     Raises:
         SceneError: bands are missing, or values that the model was not trained on are possible.
     """
-    import numpy as np
+    from rsdistill.inference.fitting import band_notes, bands_for, check_type, name_doubts, size_doubts
 
-    scene.bands(card.bands)
-    if card.dtype and not np.can_cast(scene.dtype, card.dtype, casting="safe"):
-        raise SceneError(f"{scene.path} is {scene.dtype}, {model} was trained on {card.dtype}", hint="bring both to one scale and type")
-    if card.pixel_size is None or not scene.grid.georeferenced:
-        return []
-    ours = scene.grid.pixel_size[0]
-    theirs = card.pixel_size[0] if isinstance(card.pixel_size, tuple) else card.pixel_size
-    if 1 / PIXEL_SIZE_RATIO < ours / theirs < PIXEL_SIZE_RATIO:
-        return []
-    return [f"pixels of {ours:g}, {model.name} was trained on {theirs:g}: expect worse results"]
+    bands = bands_for(scene, card, model)
+    check_type(scene, card, model)
+    return [*band_notes(scene, card, bands), *name_doubts(scene, card, model, bands), *size_doubts(scene, card, model)]
 
 
 def _look_at_label(candidate: Candidate, company: Company, config: CheckConfig) -> list[str]:

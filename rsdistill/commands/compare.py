@@ -31,7 +31,7 @@ class CompareConfig(TrainingConfig):
         min_length=1,
         description="Budgets that are equal: training steps, wall-clock (--max-seconds, or what kd took), or both.",
     )
-    teacher: tuple[Path, ...] = Field((), description="Teacher model (default WORK/teacher.safetensors; repeat for more).")
+    teacher: tuple[Path, ...] = Field((), description="Teacher model, a path or a name in WORK (default teacher; repeat for more).")
     student: str = Field("small", description="Student: tiny, small, base, linear, or another --arch.")
     backbone: str | None = Field(None, description="Encoder of the student by its timm name.")
     arch_set: dict[str, Any] = Field({}, description="Options of the student's network (repeat for more).")
@@ -72,13 +72,14 @@ def compare(*, progress: Progress = SILENT, **options: Any) -> Result:
 
 def _check(config: CompareConfig, methods: tuple[str, ...]) -> None:
     """Refuse what would stop the comparison half way: an unknown method or option, a teacher that is missing."""
+    from rsdistill.inference.loading import find_model
     from rsdistill.methods import load_method
     from rsdistill.models.card import read_card
 
     for method in methods:
         load_method(method, _own(config, method))
-    for path in config.teacher or (config.work / "teacher.safetensors",):
-        read_card(path)
+    for named in config.teacher or (Path("teacher"),):
+        read_card(find_model(config.work, named))
 
 
 def _own(config: CompareConfig, method: str) -> dict[str, Any]:
@@ -125,13 +126,12 @@ def _run(
 
 def _measured(options: dict[str, Any]) -> dict[str, Any]:
     """Distill and evaluate; runs in a fresh process."""
-    import resource
-
     from rsdistill.commands.distill import distill
     from rsdistill.commands.evaluate import evaluate
+    from rsdistill.inference.contestants import memory
 
-    made = distill(**options).data
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = distill(**options, calibrate=0).data
+    peak = memory(peak=True)
     passed = {key: options[key] for key in ("work", "tiles", "device", "threads") if key in options}
     scored = evaluate(model=options["out"], out=options["out"].with_suffix(".evaluation"), overwrite=True, **passed).data
     return {
@@ -140,7 +140,7 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
         "steps": made["steps"],
         "seconds": made["seconds"],
         "ms_per_step": 1000 * made["seconds"] / made["steps"],
-        "peak_mb": peak / 1024,
+        "peak_mb": peak / 2**20,
     }
 
 

@@ -7,18 +7,18 @@ from pydantic import Field
 
 from rsdistill.errors import ConfigError
 from rsdistill.reporting import SILENT, Progress, Result
-from rsdistill.training.settings import Share, TrainingConfig
+from rsdistill.training.settings import LaunchConfig, Share
 
 SERIOUS = (
     "rsdistill distill --method kd --student base --weights imagenet --steps 20000 --batch 16 --ema 0.999 --device cuda --precision bf16"
 )
 
 
-class DistillConfig(TrainingConfig):
+class DistillConfig(LaunchConfig):
     """Options of ``distill``."""
 
     method: str = Field("kd", description="Method, or several joined by +, such as kd+ifvd; ce is the student alone. See docs/methods.")
-    teacher: tuple[Path, ...] = Field((), description="Teacher model (default WORK/teacher.safetensors; repeat for more).")
+    teacher: tuple[Path, ...] = Field((), description="Teacher model, a path or a name in WORK (default teacher; repeat for more).")
     student: str = Field("small", description="Student: tiny, small, base, linear, or another --arch.")
     backbone: str | None = Field(None, description="Encoder of the student by its timm name.")
     arch_set: dict[str, Any] = Field({}, description="Options of the student's network, such as width=2 (repeat for more).")
@@ -49,12 +49,15 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
         raise ConfigError("--balance measures against cross-entropy", hint="it needs ce in --loss, and --calibrate above 0")
     if config.teacher_views > 1 and not config.cache_teacher:
         raise ConfigError("--teacher-views 8 is for a teacher that is asked once a tile", hint="add --cache-teacher")
-    from rsdistill.geo.locking import locked
+    from rsdistill.inference.loading import find_model
+    from rsdistill.methods import check_names
     from rsdistill.models.card import read_card
-    from rsdistill.training.prepare import ready
+    from rsdistill.training.prepare import held, ready
 
     files = ready(config, "student.safetensors")
-    teachers = config.teacher or (config.work / "teacher.safetensors",)
+    check_names(config.method)
+    named = config.teacher or (Path("teacher"),)
+    teachers = tuple(find_model(config.work, each) for each in named) if config.method != "ce" else named
     for path in teachers if config.method != "ce" else ():
         read_card(path)
     arch_args = {**({"encoder": config.backbone} if config.backbone else {}), **config.arch_set}
@@ -65,5 +68,5 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
     cache = config.work / "cache" if config.cache_teacher else None
     how = (config.labels_fraction, config.calibrate, config.balance, cache, config.teacher_views)
     lesson = Lesson(config.method, config.set, teachers, config.student, arch_args, *how)
-    with locked(files.model):
+    with held(files, config):
         return train(config, lesson, files, serious=SERIOUS, progress=progress)

@@ -72,6 +72,8 @@ def evaluate(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -
     subjects = _subjects(config, tile_set, progress)
     mapper = None if config.mask else _mapper(config, config.model, tile_set, progress)
     table = _class_table(config, tile_set, mapper, subjects)
+    if not config.scenes and not config.mask:  # the tile set's labels, which hold ids
+        table = table.by_id()
     boundary = Boundary(len(table))
     measured = _measure(config, table, mapper, subjects, boundary, progress)
     total = _sum(measured)
@@ -142,7 +144,7 @@ def _class_table(
         return mapper.table
     own = mask_table(config.mask[0])
     if tile_set is not None and (own is None or set(own.ids) <= set(tile_set.table.ids)):
-        return tile_set.table
+        return tile_set.label_table
     return own or scan_classes([*config.mask, *(subject.label for subject in subjects)])
 
 

@@ -52,7 +52,7 @@ def info(path: Any, *, progress: Progress = SILENT, **options: Any) -> Result:
 
 
 def _scene(config: InfoConfig) -> Result:
-    from rsdistill.geo.inspection import header_notes
+    from rsdistill.geo.inspection import header_notes, palette_notes
     from rsdistill.geo.scenes import open_scene
     from rsdistill.outputs.masks import mask_table
 
@@ -79,10 +79,10 @@ def _scene(config: InfoConfig) -> Result:
             "valid_share_is_sampled": not exact,
             "blocks": list(scene.block_shape),
             "overviews": _overviews(scene, config),
-            "notes": [*scene.ignored_sidecars, *header_notes(scene)],
+            "notes": [*scene.ignored_sidecars, *header_notes(scene), *([] if table else palette_notes(scene))],
         }
         facts |= {"classes": table.to_card()} if table else {"predict": _windows(scene)}
-    return Result(data=facts, tables=(_listed(config.path, facts), *([_classes(table)] if table else [])))
+    return Result(data=facts, told=True, tables=(_listed(config.path, facts), *([_classes(table)] if table else [])))
 
 
 def valid_share(scene: "Scene") -> tuple[float, bool]:
@@ -127,7 +127,8 @@ def _windows(scene: "Scene") -> dict[str, Any]:
 
 
 def _tile_set(folder: Path) -> Result:
-    from rsdistill.geo.tile_index import SPLITS, load_tile_set
+    from rsdistill.geo.tile_index import load_tile_set
+    from rsdistill.geo.tiles import SPLITS
 
     tile_set = load_tile_set(folder)
     card = tile_set.card
@@ -147,7 +148,7 @@ def _tile_set(folder: Path) -> Result:
         "pixel_size": card.pixel_size and list(card.pixel_size),
         "split_by": card.split_by,
         "seed": card.seed,
-        "classes": tile_set.table.to_card(),
+        "classes": tile_set.label_table.to_card(),
         "class_pixels": {split: list(pixels) for split, pixels in card.class_pixels.items()},
         "versions": card.versions,
     }
@@ -156,7 +157,7 @@ def _tile_set(folder: Path) -> Result:
     rows = tuple((one.name, str(one.id), one.color, *cells) for one, *cells in zip(tile_set.table.classes, *shares, strict=True))
     sizes = tuple((one.name, f"{one.height} x {one.width}", one.split or "by blocks") for one in card.scenes)
     scenes = Table("scenes", ("scene", "size", "split"), sizes)
-    return Result(data=facts, tables=(_listed(folder, facts), scenes, Table("share of labelled pixels", columns, rows)))
+    return Result(data=facts, told=True, tables=(_listed(folder, facts), scenes, Table("share of labelled pixels", columns, rows)))
 
 
 def _model(config: InfoConfig) -> Result:
@@ -167,16 +168,15 @@ def _model(config: InfoConfig) -> Result:
     card = read_model_card(path)
     facts = {"kind": "model", "path": str(path), "bytes": path.stat().st_size, **card.model_dump(mode="json")}
     table = ClassTable.from_card([{"color": "#808080", **one} for one in card.classes])
-    return Result(data=facts, tables=(_listed(path, facts), _classes(table)))
+    return Result(data=facts, told=True, tables=(_listed(path, facts), _classes(table)))
 
 
 def _class_table(path: Path) -> Result:
     from rsdistill.geo.classes import load_class_table
 
     table = load_class_table(path)
-    classes = [{**entry, "sources": list(one.sources)} for entry, one in zip(table.to_card(), table.classes, strict=True)]
-    facts = {"kind": "class table", "path": str(path), "classes": classes, "ignore": list(table.ignore), "mask_dtype": table.dtype}
-    return Result(data=facts, tables=(_listed(path, facts), _classes(table)))
+    facts = {"kind": "class table", "path": str(path), "classes": table.to_card(), "ignore": list(table.ignore), "mask_dtype": table.dtype}
+    return Result(data=facts, told=True, tables=(_listed(path, facts), _classes(table)))
 
 
 def _listed(path: Path, facts: dict[str, Any]) -> Table:

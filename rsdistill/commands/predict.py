@@ -1,6 +1,7 @@
 """``predict``: scenes and a model in, georeferenced masks, polygons and pictures out."""
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from rsdistill.config import argument, run_file
 from rsdistill.errors import InputError
-from rsdistill.inference.settings import MapConfig
+from rsdistill.inference.settings import ScaleConfig
 from rsdistill.reporting import SILENT, Progress, Result, Table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rsdistill.inference.products import Products
 
 
-class PredictConfig(MapConfig):
+class PredictConfig(ScaleConfig):
     """Options of ``predict``."""
 
     scenes: tuple[Path, ...] = argument("Scenes, or folders of scenes.", min_length=1)
@@ -31,7 +32,9 @@ class PredictConfig(MapConfig):
     probabilities: Path | None = Field(None, description="Raster of all classes' probabilities to write as well (.tif).")
     pixel_size: float | None = Field(None, gt=0, description="Resample scenes to this pixel size, in units of their CRS, and map that.")
     min_area: float = Field(0.0, ge=0, description="Polygons below this area (square metres, or square units) join a neighbour.")
-    simplify: float = Field(0.0, ge=0, description="Tolerance of simplified polygon outlines, in units of the CRS; no gaps open.")
+    simplify: float = Field(
+        0.0, ge=0, description="Tolerance of simplified polygon outlines in metres (in pixels without a CRS); no gaps open."
+    )
     compress: Literal["deflate", "zstd", "lzw", "lzma", "none"] = Field("deflate", description="Compression of rasters.")
     co: dict[str, str] = Field({}, description="Further creation option of the COG driver, KEY=VALUE (repeat for more).")
     dry_run: bool = Field(False, description="Say what it would take (windows, memory, disk, time from two of them), and write nothing.")
@@ -49,25 +52,42 @@ class Mapped:
     data: dict[str, Any]
 
 
-def predict(scenes: Any, *, progress: Progress = SILENT, **options: Any) -> Result:
+def predict(scenes: Any, *, progress: Progress = SILENT, executor: Executor | None = None, **options: Any) -> Result:
     """Map whole scenes with a model: every valid pixel gets a class, whatever the scene's size.
 
     Memory grows with the width of a scene and the size of a window, never with its height. The model is WORK/student.safetensors unless
-    --model names another; an exported .onnx runs without torch. Of several scenes, those that fail are listed and the others mapped. The
-    result is one file per --out, named and coloured for QGIS, with a run file that repeats it.
+    --model names another; an exported .onnx runs without torch. Of several scenes, those that fail are listed and the others mapped.
+    --workers shares the work out among processes, --engine dask among machines, --shard among tasks of an array job. The result is one
+    file per --out, named and coloured for QGIS, with a run file that repeats it.
+
+    Args:
+        scenes: rasters, or folders of rasters.
+        progress: told of what happens.
+        executor: any of concurrent.futures, to map shards on in place of --workers processes.
+        options: those of PredictConfig.
     """
     config = PredictConfig.of(scenes=(scenes,) if isinstance(scenes, str | Path) else scenes, **options)
     from rsdistill.geo.scenes import find_scenes
+    from rsdistill.inference.choosing import choice_in
     from rsdistill.inference.loading import find_model
     from rsdistill.inference.mapping import Mapper
     from rsdistill.inference.naming import name_products
+    from rsdistill.inference.scaling import state_of, threads_a_worker
 
     found = find_scenes(config.scenes, progress=progress)
     out = config.out or (config.work / "masks",)
     named = name_products(found, out, config.confidence, config.probabilities, overwrite=config.overwrite)
-    mapper = Mapper(config, find_model(config.work, config.model), progress, pixel_size=config.pixel_size)
+    spread = config.scaled or executor is not None
+    used = config.model_copy(update={"threads": threads_a_worker(config)}) if spread else config
+    mapper = Mapper(used, find_model(config.work, config.model), progress, pixel_size=config.pixel_size)
+    if config.resume:
+        mapper.earlier = choice_in(state_of(next(iter(named.values())).paths[0]))
     if config.dry_run:
         return _rehearse(named, mapper)
+    if config.shard is not None:
+        return _map_shards(named, mapper, config, config.shard)
+    if spread:
+        return _map_on_workers(named, mapper, config, executor)
     mapped: list[Mapped] = []
     failures: list[str] = []
     for scene, products in named.items():
@@ -86,7 +106,6 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
     """Map one scene into its files."""
     from time import perf_counter
 
-    from rsdistill import __version__
     from rsdistill.geo.caching import bounded_cache, cache_for
     from rsdistill.inference.engine import Stats
     from rsdistill.inference.journal import Journal
@@ -94,18 +113,17 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
 
     start, stats = perf_counter(), Stats()
     wanted = _wanted(products)
-    tags = {"RSDISTILL_VERSION": __version__, "RSDISTILL_COMMAND": "predict", "RSDISTILL_MODEL": mapper.digest}
     with mapper.open(path) as scene, Journal(products.paths[0], mapper.mark(scene, wanted), resume=config.resume) as journal:
         if journal.rows:
             mapper.progress.message(f"{path}: {journal.rows} rows were mapped by an earlier run")
         frame, interest = mapper.frame(scene), mapper.interest(scene)
         aoi = interest and interest.geometry
-        look = Look(config.compress, config.co, tags, config.min_area, config.simplify, aoi, config.overwrite)
+        look = Look(**_look(config, mapper), aoi=aoi, overwrite=config.overwrite)
         whole = frame == scene.grid.window and config.pixel_size is None
         with bounded_cache(cache_for(scene)):
             strips = mapper.strips(scene, wanted, stats, journal)
             pixels = write_products(strips, scene.grid[frame], mapper.table, products, look, scene=path if whole else None)
-    _write_runs(path, products, config)
+    _write_runs(path, products, config, mapper)
     classes = dict(zip(mapper.table.names, pixels, strict=True))
     data = {
         "scene": str(path),
@@ -117,10 +135,53 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
         "windows": stats.windows,
         "skipped": stats.skipped,
         "overlap_factor": stats.overlap_factor,
+        "backend": mapper.config.backend,
+        "precision": mapper.config.precision,
         "network_seconds": stats.network_seconds,
         "seconds": perf_counter() - start,
     }
     return Mapped(path, products.paths, classes, data)
+
+
+def _look(config: PredictConfig, mapper: "Mapper") -> dict[str, Any]:
+    """Return how files are written, but for the polygons that they are cut to."""
+    from rsdistill import __version__
+
+    return {
+        "compress": config.compress,
+        "creation_options": config.co,
+        "tags": {"RSDISTILL_VERSION": __version__, "RSDISTILL_COMMAND": "predict", "RSDISTILL_MODEL": mapper.digest},
+        "min_area": config.min_area,
+        "simplify": config.simplify,
+    }
+
+
+def _map_on_workers(named: dict[Path, "Products"], mapper: "Mapper", config: PredictConfig, executor: Executor | None) -> Result:
+    """Map scenes shard by shard on processes, a cluster or the executor that was given."""
+    from rsdistill.inference.scaling import Scaling, pool_for, summary
+
+    look = _look(config, mapper) | {"aoi": config.aoi and str(config.aoi.absolute())}
+    scaling = Scaling(mapper, config, look, lambda path, products: _write_runs(path, products, config, mapper), resume=config.resume)
+    with pool_for(config, executor) as pool:
+        scaling.run(named, pool)
+    mapped = [
+        Mapped(one.scene, one.products.paths, dict(zip(mapper.table.names, one.pixels, strict=True)), one.data) for one in scaling.assembled
+    ]
+    data = {"model": str(mapper.path), "scenes": [one.data | {"classes": one.classes} for one in mapped], "retries": scaling.retries}
+    tables = (*((_table(mapped[0]),) if len(named) == len(mapped) == 1 else ()), summary(scaling))
+    return Result(tuple(path for one in mapped for path in one.paths), data, tables, tuple(scaling.failures))
+
+
+def _map_shards(named: dict[Path, "Products"], mapper: "Mapper", config: PredictConfig, shard: str) -> Result:
+    """Map one shard of each scene."""
+    from rsdistill.inference.array_jobs import make_one_shard, parse_shard
+
+    index, count = parse_shard(shard)
+    look = _look(config, mapper) | {"aoi": config.aoi and str(config.aoi.absolute())}
+    made = [make_one_shard(mapper, path, products, index, count, look, overwrite=config.overwrite) for path, products in named.items()]
+    shards = [{"scene": card.scene, "path": str(path), "window": card.window, **card.facts} for path, card in made]
+    data = {"model": str(mapper.path), "shard": index, "shards": count, "scenes": shards}
+    return Result(tuple(path for path, _ in made), data)
 
 
 def _rehearse(named: dict[Path, "Products"], mapper: "Mapper") -> Result:
@@ -144,11 +205,17 @@ def _wanted(products: "Products") -> "Wanted":
     return Wanted(confidence=products.confidence is not None, probabilities=products.probabilities is not None)
 
 
-def _write_runs(scene: Path, products: "Products", config: PredictConfig) -> None:
+def _write_runs(scene: Path, products: "Products", config: PredictConfig, mapper: "Mapper") -> None:
     """Write the configuration that repeats the results of one scene beside each of them."""
     from rsdistill.geo.files import atomic
 
-    own = {"scenes": (scene,), "out": products.outs, "confidence": products.confidence, "probabilities": products.probabilities}
+    own: dict[str, Any] = {
+        "scenes": (scene,),
+        "out": products.outs,
+        "confidence": products.confidence,
+        "probabilities": products.probabilities,
+    }
+    own |= {"backend": mapper.config.backend, "precision": mapper.config.precision, "tile": mapper.config.tile}
     text = run_file(config.model_copy(update=own), "predict")
     for run in _runs(products.paths):
         with atomic(run) as part:

@@ -119,14 +119,15 @@ def _refuse_contradictions(config: TileConfig) -> None:
 
 def _recipe(config: TileConfig, progress: Progress) -> tuple["Recipe", list[str]]:
     """Open scenes, find labels and classes (headers only, so that what is wrong is said at once), and name the scenes left out."""
-    from rsdistill.data.building import Recipe
+    sources = _sources(config, progress)
+    opened, failures = _take_in(config, sources, progress)
+    from rsdistill.data.building import Recipe  # torchgeo takes seconds: what is missing or broken is said before
     from rsdistill.data.intake import choose_table, fit_together
     from rsdistill.data.sampling import ENOUGH_TILES, choose_tile
     from rsdistill.geo.burning import BurnOptions
 
-    sources = _sources(config, progress)
-    intakes, failures = _take_in(config, sources, progress)
-    bands, dtype = fit_together(intakes, config.bands)
+    intakes, dtype = fit_together(opened, config.bands)
+    _tell_bands(intakes, progress)
     burn = BurnOptions(config.label_field, config.burn, config.background)
     beside = [place if place.is_dir() else place.parent for place in (*config.labels, *(one.scene.path for one in intakes))]
     table = sources.table or choose_table(config.classes, [one.label for one in intakes if one.label], beside, burn, progress)
@@ -138,11 +139,18 @@ def _recipe(config: TileConfig, progress: Progress) -> tuple["Recipe", list[str]
     if config.block is not None and config.block < side:
         raise ConfigError(f"block {config.block} is less than tile {side}", hint="a block holds whole tiles")
     recipe = Recipe(
-        tuple(intakes), table, bands, dtype, burn, side, config.overlap, _rule(config, sources), config.min_valid, config.folder,
-        nodata=config.nodata or None, chips=config.chips, skip_bad=config.skip_bad, allow_vrt=config.allow_vrt,
-        allow_remote=config.allow_remote,
+        intakes, table, dtype, burn, side, config.overlap, _rule(config, sources), config.min_valid, config.folder,
+        nodata=config.nodata or None, chips=config.chips, skip_bad=config.skip_bad, unlabelled=config.unlabelled,
+        allow_vrt=config.allow_vrt, allow_remote=config.allow_remote,
     )  # fmt: skip
     return recipe, failures
+
+
+def _tell_bands(intakes: Sequence["Intake"], progress: Progress) -> None:
+    """Name the scenes whose bands stand in another order than those of the first."""
+    turned = [one.scene.path for one in intakes if one.bands != intakes[0].bands]
+    if turned:
+        progress.message(f"bands stand in another order than in {intakes[0].scene.path}, and are taken by name: {_few(turned)}")
 
 
 def _sources(config: TileConfig, progress: Progress) -> _Sources:
@@ -150,6 +158,7 @@ def _sources(config: TileConfig, progress: Progress) -> _Sources:
     from rsdistill.data.intake import unique_names
     from rsdistill.geo.labels import find_labels
     from rsdistill.geo.scenes import find_scenes
+    from rsdistill.geo.sources import is_remote
 
     table, splits = None, {}
     if config.dataset is not None and config.root is not None:
@@ -166,9 +175,11 @@ def _sources(config: TileConfig, progress: Progress) -> _Sources:
     else:
         paths = find_scenes(config.scenes, progress=progress)
         labels, names = find_labels(paths, config.labels), unique_names(paths)
-    missing = [path for path, label in zip(paths, labels, strict=True) if label is None]
+    pairs = zip(paths, labels, strict=True)
+    missing = [path for path, label in pairs if label is None and (path.exists() or is_remote(path))]  # what is gone is said on opening
     if missing and not config.unlabelled:
-        raise LabelError(f"no label for {_few(missing)}", hint="--labels names them; --unlabelled takes scenes without")
+        hint = "--labels names them (repeated for each file, or a folder); --unlabelled takes scenes without"
+        raise LabelError(f"no label for {_few(missing)}", hint=hint)
     if missing:
         progress.message(f"without labels: {_few(missing)}")
     return _Sources(paths, names, labels, splits, table)

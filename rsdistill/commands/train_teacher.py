@@ -6,7 +6,7 @@ from pydantic import Field
 
 from rsdistill.errors import ConfigError
 from rsdistill.reporting import SILENT, Progress, Result
-from rsdistill.training.settings import TrainingConfig
+from rsdistill.training.settings import LaunchConfig
 
 SERIOUS = (
     "rsdistill train-teacher --encoder resnet50 --weights imagenet --set dim=128 --steps 20000 --batch 16 --lr 1e-4 "
@@ -14,7 +14,7 @@ SERIOUS = (
 )
 
 
-class TrainTeacherConfig(TrainingConfig):
+class TrainTeacherConfig(LaunchConfig):
     """Options of ``train-teacher``."""
 
     arch: str = Field(
@@ -45,13 +45,12 @@ def train_teacher(*, progress: Progress = SILENT, **options: Any) -> Result:
     It needs a tile set with training and validation tiles. The result is WORK/teacher.safetensors, with its log, curves and run file.
     """
     config = TrainTeacherConfig.of(**options)
-    from rsdistill.geo.locking import locked
-    from rsdistill.training.prepare import ready
+    from rsdistill.training.prepare import held, ready
 
     files = ready(config, "teacher.safetensors")
 
     from rsdistill.training.teacher import train
 
     how: dict[str, Any] = {"lad": config.lad, "lad_weight": config.lad_weight, "serious": SERIOUS, "progress": progress}
-    with locked(files.model):
+    with held(files, config):
         return train(config, config.arch, config.arch_args(), files, **how)

@@ -25,13 +25,17 @@ class Draw(NamedTuple):
 
 
 def draw(batch: Batch, generator: torch.Generator, *, strength: float) -> Draw:
-    """Draw one D4 element, brightness in ±``strength`` and contrast in 1 ± ``strength`` a context (a tile without one)."""
-    groups = batch.image.shape[0] if batch.context is None else batch.context.image.shape[0]
-    element = torch.randint(ELEMENTS, (groups,), generator=generator)
-    brightness = strength * (2 * torch.rand(groups, generator=generator) - 1)
-    contrast = 1 + strength * (2 * torch.rand(groups, generator=generator) - 1)
-    index = torch.arange(groups) if batch.context is None else batch.context.index.cpu()
-    return Draw(element[index], brightness[index], contrast[index])
+    """Draw one D4 element, brightness in ±``strength`` and contrast in 1 ± ``strength`` a context (a tile without one).
+
+    A batch that is part of a larger one gets its part of what is drawn for the larger one.
+    """
+    count = batch.image.shape[0] if batch.context is None else batch.context.image.shape[0]
+    mine, whole = batch.groups or (torch.arange(count), count)
+    element = torch.randint(ELEMENTS, (whole,), generator=generator)
+    brightness = strength * (2 * torch.rand(whole, generator=generator) - 1)
+    contrast = 1 + strength * (2 * torch.rand(whole, generator=generator) - 1)
+    rows = mine if batch.context is None else mine[batch.context.index.cpu()]
+    return Draw(element[rows], brightness[rows], contrast[rows])
 
 
 def apply(batch: Batch, drawn: Draw) -> Batch:

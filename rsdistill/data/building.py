@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rsdistill.data.intake import Intake
+from rsdistill.data.intake import Intake, common_names
 from rsdistill.data.layout import Layout, SplitRule, class_pixels, lay_out, split_tiles, without_spoiled
 from rsdistill.data.tiling import BandStatistics, Summary, Tally, align, count_chunks, cut_chips, summarise
 from rsdistill.errors import InputError, LabelError, SceneError, TileSetError
@@ -21,8 +21,6 @@ from rsdistill.geo.sources import is_remote
 from rsdistill.geo.tile_index import (
     FORMAT_VERSION,
     INDEX,
-    LAYER,
-    SPLITS,
     SceneEntry,
     TileRow,
     TileSetCard,
@@ -30,6 +28,7 @@ from rsdistill.geo.tile_index import (
     write_card,
     write_index,
 )
+from rsdistill.geo.tiles import LAYER, SPLITS
 from rsdistill.outputs.pictures import small_scene
 from rsdistill.outputs.styles import Category, add_layer_style, qml
 from rsdistill.outputs.tilemap import MOST_SCENES, SIDE, SPLIT_COLORS, ScenePanel, draw_tile_map
@@ -46,7 +45,6 @@ class Recipe:
 
     intakes: tuple[Intake, ...]
     table: ClassTable
-    bands: tuple[int, ...]
     dtype: str
     burn: BurnOptions
     tile: int
@@ -58,6 +56,8 @@ class Recipe:
     nodata: tuple[float, ...] | None = None
     chips: bool = False
     skip_bad: bool = False
+    unlabelled: bool = False
+    """Scenes without labels are welcome, so there may be no label at all."""
     allow_vrt: bool = False
     allow_remote: bool = False
 
@@ -111,7 +111,7 @@ def build(recipe: Recipe, folder: Path, progress: Progress) -> Built:
     rows = without_spoiled(found, names, grids)
     if len(rows) < len(found):
         progress.message(f"{len(found) - len(rows)} tiles left out: another scene's validation or test tile shows the same ground")
-    _judge(recipe, aligned, rows, progress)
+    _judge(recipe, aligned, rows, found, progress)
     kept = [one for one, part in zip(recipe.intakes, aligned, strict=True) if part.failure is None]
     statistics = _summarise(recipe, kept, rows, folder, progress)
     write_index(folder, rows, {one.name: one.scene.grid for one in kept}, recipe.table)
@@ -147,32 +147,37 @@ def _align(recipe: Recipe, layout: Layout, folder: Path, progress: Progress) -> 
 def _align_one(recipe: Recipe, one: Intake, tally: Tally, path: Path, task: Task) -> _Aligned:
     with one.scene as scene:
         if one.label is None:
-            align(scene, recipe.bands, None, recipe.table, tally, path, task)
+            align(scene, one.bands, None, recipe.table, tally, path, task)
             return _Aligned(tally, None)
         with open_labels(one.label, scene, recipe.table, recipe.burn) as labels:
-            totals = align(scene, recipe.bands, labels, recipe.table, tally, path, task)
+            totals = align(scene, one.bands, labels, recipe.table, tally, path, task)
             if labels.how == "copied":
                 return _Aligned(tally, None)
             return _Aligned(tally, Change(one.name, labels.how, tuple(labels.areas().tolist()), tuple(totals.tolist())))
 
 
-def _judge(recipe: Recipe, aligned: Sequence[_Aligned], rows: Sequence[TileRow], progress: Progress) -> None:
-    """Say what a training run would stumble over; refuse a set that nothing can be learnt from."""
+def _judge(recipe: Recipe, aligned: Sequence[_Aligned], rows: Sequence[TileRow], found: Sequence[TileRow], progress: Progress) -> None:
+    """Say what training would stumble over in ``rows``, the tiles kept of those ``found``; refuse what nothing can be learnt from."""
     if not any(row.split == "train" for row in rows):
-        reason = "nodata everywhere, or less valid pixels than --min-valid" if not rows else "all of them went to validation and test"
+        reason = "nodata everywhere, or less valid pixels than --min-valid" if not found else "all of them went to validation and test"
+        if any(row.split == "train" for row in found):
+            reason = "all others show the same ground as validation or test tiles of another scene"
         scenes = ", ".join(str(one.scene.path) for one in recipe.intakes[:3]) + (", …" if len(recipe.intakes) > 3 else "")
         raise TileSetError(f"no tile for training in {scenes}: {reason}", hint="check --nodata, --min-valid and the split")
     pairs = [(one, part) for one, part in zip(recipe.intakes, aligned, strict=True) if one.label is not None and part.failure is None]
     if empty := [one.name for one, part in pairs if not part.tally.classes.any()]:
         progress.warn(f"no labelled pixel in {', '.join(empty)}: check the labels' CRS and the class table's ignore")
+    labelled = {row.split for row in rows if row.labelled}
+    if "train" not in labelled and not recipe.unlabelled:
+        raise TileSetError("no training tile holds a label", hint="check the labels' CRS and extent, and the class table's ignore")
     for split in ("train", "val"):
         wanted = split == "train" or recipe.rule.wanted.get("val") or recipe.rule.named.get("val")
-        if wanted and not any(row.split == split and row.labelled for row in rows):
+        if wanted and split not in labelled:
             progress.warn(f"no labelled tile for {split}: a smaller --tile cuts the scenes into more blocks")
 
 
 def _summarise(recipe: Recipe, kept: Sequence[Intake], rows: Sequence[TileRow], folder: Path, progress: Progress) -> BandStatistics:
-    statistics = BandStatistics(len(recipe.bands))
+    statistics = BandStatistics(len(kept[0].bands))
     with progress.task("statistics", total=sum(count_chunks(one.scene.grid) for one in kept)) as task:
         for one in kept:
             path = _label_path(folder, one)
@@ -180,9 +185,9 @@ def _summarise(recipe: Recipe, kept: Sequence[Intake], rows: Sequence[TileRow], 
             training = [row.window for row in ours if row.split == "train"]
             files = Summary(_context_path(folder, one), path if path.exists() else None, _majority_path(folder, one))
             with one.scene as scene:
-                summarise(scene, recipe.bands, recipe.dtype, training, recipe.table, files, statistics, task)
+                summarise(scene, one.bands, recipe.dtype, training, recipe.table, files, statistics, task)
                 if recipe.chips:
-                    cut_chips(scene, recipe.bands, recipe.dtype, ours, recipe.table, files.aligned, folder / "chips")
+                    cut_chips(scene, one.bands, recipe.dtype, ours, recipe.table, files.aligned, folder / "chips")
     return statistics
 
 
@@ -220,8 +225,8 @@ def _card(
         overlap=recipe.overlap,
         classes=tuple(recipe.table.to_card()),
         ignore=recipe.table.ignore,
-        bands=recipe.bands,
-        band_names=tuple(first.descriptions[band - 1] for band in recipe.bands),
+        bands=kept[0].bands,
+        band_names=common_names(kept),
         mean=statistics.mean,
         std=statistics.std,
         dtype=recipe.dtype,
@@ -231,14 +236,14 @@ def _card(
         split_by=recipe.rule.by,
         seed=recipe.rule.seed,
         versions={name: _version(name) for name in _VERSIONED},
-        scenes=tuple(_entry(recipe, one, rows, folder) for one in kept),
+        scenes=tuple(_entry(recipe, one, rows, folder, kept[0].bands) for one in kept),
         class_pixels=class_pixels(rows, len(recipe.table)),
         allow_vrt=recipe.allow_vrt,
         allow_remote=recipe.allow_remote,
     )
 
 
-def _entry(recipe: Recipe, one: Intake, rows: Sequence[TileRow], folder: Path) -> SceneEntry:
+def _entry(recipe: Recipe, one: Intake, rows: Sequence[TileRow], folder: Path, bands: tuple[int, ...]) -> SceneEntry:
     """The scene's entry: its split is told where all its tiles went to one."""
     path, label = one.scene.path, _label_path(folder, one)
     inside, remote = path.is_relative_to(folder), is_remote(path)
@@ -255,6 +260,7 @@ def _entry(recipe: Recipe, one: Intake, rows: Sequence[TileRow], folder: Path) -
             "width": one.size[1],
             "split": next(iter(splits)) if len(splits) == 1 else None,
             "fingerprint": one.scene.fingerprint,
+            "bands": None if one.bands == bands else one.bands,
         }
     )
 

@@ -1,34 +1,46 @@
 """Tile set → batches: step t of a run is a function of the seed and t alone, so neither workers nor an interruption can change it."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from rsdistill.batches import IGNORE, Batch, Context
+from rsdistill.batches import IGNORE, Batch, Context, Groups
+from rsdistill.data.pools import Pool, split_labelled
 from rsdistill.errors import TileSetError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.scenes import Scene, open_scene
-from rsdistill.geo.tile_index import Tile, TileSet
+from rsdistill.geo.tile_index import TileSet
+from rsdistill.geo.tiles import Tile
 from rsdistill.geo.windows import Window
 
-CONTEXT_SIDE = 512
-"""Longest side of a context image in context pixels; larger scenes are seen through windows of this size."""
 OPEN_FILES = 64
-"""Rasters that one reader keeps open."""
+"""Rasters that one reader keeps open, and context images that it remembers."""
 
 
-class Draw(NamedTuple):
-    """The tiles of one step: ``groups[m]`` are positions in the pool that share context window ``windows[m]``."""
+class Share(NamedTuple):
+    """Part ``number`` of ``of`` equal parts of every step's batch: what one process sees of it, or one of its passes."""
 
-    groups: tuple[tuple[int, ...], ...]
-    windows: tuple[Window | None, ...]
+    number: int = 0
+    of: int = 1
+
+    def rows(self, count: int) -> range:
+        """Return which of ``count`` groups it takes: the parts lie one after the other, and together they are all."""
+        each = count // self.of
+        return range(self.number * each, (self.number + 1) * each)
+
+    def divided(self, parts: int) -> "list[Share]":
+        """Return the ``parts`` smaller shares that this one is made of."""
+        return [Share(self.number * parts + part, self.of * parts) for part in range(parts)]
+
+
+WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,10 @@ class Composition:
     with_context: bool = False
     """Whether context images are read."""
 
+    def divides(self, parts: int) -> bool:
+        """Return whether a batch falls into so many equal shares."""
+        return self.contexts % parts == 0 and self.unlabelled % parts == 0
+
 
 def open_source(tile_set: TileSet, index: int) -> Scene:
     """Open scene ``index`` of a tile set as it was opened for tiling."""
@@ -57,19 +73,24 @@ def read_index(raster: Scene, window: Window, table: ClassTable) -> NDArray[np.u
     return table.to_index(np.where(known, ids[0], table.nodata))
 
 
+Kind = Literal["path", "label", "context", "context_label"]
+"""Field of a scene's entry that names a raster."""
+
+
+def _unwatched(_file: str) -> None:
+    pass
+
+
 class TileReader:
     """Reads tiles and contexts of a tile set; keeps the last rasters open, and is cheap to send to a worker process."""
 
     def __init__(self, tile_set: TileSet) -> None:
         self.tile_set = tile_set
         self.card = tile_set.card
-        self._places = {(tile.scene, tile.window): number for number, tile in enumerate(tile_set.tiles)}
-        self._rasters: OrderedDict[tuple[int, bool], Scene] = OrderedDict()
-        self._contexts: OrderedDict[int, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
-
-    def place(self, tile: Tile) -> int:
-        """Return the position of ``tile`` in the tile set."""
-        return self._places[tile.scene, tile.window]
+        self.reading: Callable[[str], None] = _unwatched
+        """Told of each file before it is read, and of '' when a batch is done."""
+        self._rasters: OrderedDict[tuple[int, Kind], Scene] = OrderedDict()
+        self._contexts: OrderedDict[tuple[int, Window], tuple[NDArray[np.generic], NDArray[np.bool_], NDArray[np.uint8]]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_rasters": OrderedDict(), "_contexts": OrderedDict()}
@@ -77,10 +98,10 @@ class TileReader:
     def read(self, tile: Tile) -> tuple[NDArray[np.generic], NDArray[np.bool_], NDArray[np.uint8]]:
         """Return (C, T, T) pixels in the card's dtype, (T, T) valid, (T, T) label index; short tiles are filled with invalid pixels."""
         side = self.card.tile
-        pixels, valid = self._open(tile.scene).read(tile.window, self.card.bands)
+        pixels, valid = self._open(tile.scene, "path").read(tile.window, self.card.bands_of(tile.scene))
         label = np.full(valid.shape, IGNORE, np.uint8)
         if tile.labelled:
-            label = read_index(self._open(tile.scene, label=True), tile.window, self.tile_set.table)
+            label = read_index(self._open(tile.scene, "label"), tile.window, self.tile_set.table)
             label[~valid] = IGNORE
         short = (side - tile.window.height, side - tile.window.width)
         if any(short):
@@ -88,26 +109,27 @@ class TileReader:
             pixels, valid, label = np.pad(pixels, ((0, 0), *rim)), np.pad(valid, rim), np.pad(label, rim, constant_values=IGNORE)
         return pixels.astype(self.card.dtype, copy=False), valid, label
 
-    def context(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (C, h, w) float32 pixels, (h, w) valid and (h, w) label index of the whole context raster of scene ``index``."""
-        if index not in self._contexts:
-            entry = self.card.scenes[index]
-            with open_scene(self.tile_set.path(entry.context)) as raster:
-                pixels, valid = raster.read(raster.grid.window, range(1, len(self.card.bands) + 1))
+    def context(self, index: int, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_], NDArray[np.uint8]]:
+        """Return (C, h, w) pixels, (h, w) valid and (h, w) label index of a window of the context raster of scene ``index``."""
+        key = (index, window)
+        if key not in self._contexts:
+            pixels, valid = self._open(index, "context").read(window, range(1, len(self.card.bands) + 1))
             label = np.full(valid.shape, IGNORE, np.uint8)
-            if entry.context_label is not None:
-                with open_scene(self.tile_set.path(entry.context_label)) as raster:
-                    label = read_index(raster, raster.grid.window, self.tile_set.table)
-            self._contexts[index] = (torch.from_numpy(pixels.astype(np.float32)), torch.from_numpy(valid), torch.from_numpy(label))
+            if self.card.scenes[index].context_label is not None:
+                label = read_index(self._open(index, "context_label"), window, self.tile_set.table)
+            self._contexts[key] = (pixels, valid, label)
             while len(self._contexts) > OPEN_FILES:
                 self._contexts.popitem(last=False)
-        return self._contexts[index]
+        self._contexts.move_to_end(key)
+        return self._contexts[key]
 
-    def _open(self, index: int, *, label: bool = False) -> Scene:
-        key = (index, label)
+    def _open(self, index: int, kind: Kind) -> Scene:
+        """Return a raster of scene ``index``: the scene itself, or what the tile set made of it."""
+        name = getattr(self.card.scenes[index], kind)
+        self.reading(name)
+        key = (index, kind)
         if key not in self._rasters:
-            name = self.card.scenes[index].label if label else None
-            self._rasters[key] = open_source(self.tile_set, index) if name is None else open_scene(self.tile_set.path(name))
+            self._rasters[key] = open_source(self.tile_set, index) if kind == "path" else open_scene(self.tile_set.path(name))
             while len(self._rasters) > OPEN_FILES:
                 self._rasters.popitem(last=False)[1].close()
         self._rasters.move_to_end(key)
@@ -124,77 +146,32 @@ class BatchSource(Dataset[Batch]):
         labelled, unlabelled = split_labelled(tile_set.of_split("train"), labels_fraction, seed)
         if not labelled:
             raise TileSetError(f"{tile_set.folder} has no labelled training tile", hint="label more scenes, or move fewer to validation")
-        self.labelled, self.unlabelled = Pool(labelled, tile_set), Pool(unlabelled, tile_set)
+        self.labelled = Pool(labelled, tile_set)
+        self.unlabelled = Pool(unlabelled, tile_set)
+        self._filling = self.unlabelled if len(unlabelled) or not composition.unlabelled else self.labelled.without_labels()
 
     def __getitem__(self, step: int) -> Batch:
+        return self.part(step, WHOLE)
+
+    def part(self, step: int, share: Share) -> Batch:
+        """Return the share of the batch of ``step``; the groups of all shares together are those of the whole batch."""
         make = self.composition
-        groups = [(self.labelled, *self.labelled.draw(step * make.contexts + g, make.tiles, (self.seed, 0))) for g in range(make.contexts)]
-        pool = self.unlabelled if len(self.unlabelled) else self.labelled.without_labels()
-        groups += [(pool, *pool.draw(step * make.unlabelled + g, make.tiles, (self.seed, 1))) for g in range(make.unlabelled)]
-        tiles = [pool.tiles[position] for pool, positions, _ in groups for position in positions]
-        windows = [window for _, _, window in groups]
-        return collate(self.reader, tiles, windows, make)
+        groups = [(self.labelled, row, *self._draw(self.labelled, step, row, make.contexts, 0)) for row in share.rows(make.contexts)]
+        groups += [
+            (self._filling, make.contexts + row, *self._draw(self._filling, step, row, make.unlabelled, 1))
+            for row in share.rows(make.unlabelled)
+        ]
+        tiles = [pool.tiles[position] for pool, _, positions, _ in groups for position in positions]
+        places = [int(pool.tiles.place[position]) for pool, _, positions, _ in groups for position in positions]
+        batch = collate(self.reader, tiles, [window for *_, window in groups], make)
+        numbers = torch.tensor([number for _, number, _, _ in groups])
+        if not make.with_context:
+            numbers = (numbers[:, None] * make.tiles + torch.arange(make.tiles)).flatten()
+        whole = (make.contexts + make.unlabelled) * (1 if make.with_context else make.tiles)
+        return batch._replace(place=torch.tensor(places), groups=Groups(numbers, whole))
 
-
-class Pool:
-    """Tiles to draw from: one pass over all of them in seeded order, then the next pass in another order."""
-
-    def __init__(self, tiles: Sequence[Tile], tile_set: TileSet) -> None:
-        self.tiles = tuple(tiles)
-        self.tile_set = tile_set
-        scenes = np.array([tile.scene for tile in self.tiles], dtype=np.int64)
-        self._of_scene = {int(scene): np.flatnonzero(scenes == scene) for scene in np.unique(scenes)}
-        self._order: tuple[tuple[int, ...], NDArray[np.int64]] = ((), np.empty(0, np.int64))
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def without_labels(self) -> "Pool":
-        """The same tiles with their labels hidden."""
-        return Pool([tile._replace(labelled=False) for tile in self.tiles], self.tile_set)
-
-    def draw(self, position: int, count: int, seed: tuple[int, int]) -> tuple[list[int], Window]:
-        """Return the tile at ``position`` of the endless order, ``count`` − 1 neighbours in its context window, and that window."""
-        epoch, place = divmod(position, len(self.tiles))
-        key = (*seed, epoch)
-        if self._order[0] != key:
-            self._order = (key, np.random.default_rng(key).permutation(len(self.tiles)))
-        anchor = int(self._order[1][place])
-        random = np.random.default_rng((*seed, 1, position))
-        window = self.context_window(self.tiles[anchor], random)
-        if count == 1:
-            return [anchor], window
-        near = [k for k in self._of_scene[self.tiles[anchor].scene] if k != anchor and self._inside(self.tiles[k].window, window)]
-        others = random.choice(near, count - 1, replace=len(near) < count - 1) if near else np.full(count - 1, anchor)
-        return [anchor, *map(int, others)], window
-
-    def context_window(self, tile: Tile, random: np.random.Generator) -> Window:
-        """Return a window of the context raster, in context pixels, that holds the tile: all of it where the scene is small."""
-        ratio, entry = self.tile_set.card.context_ratio, self.tile_set.card.scenes[tile.scene]
-        starts, sides = [], []
-        for length, start, extent in zip((entry.height, entry.width), tile.window[:2], tile.window[2:], strict=True):
-            cells = -(-length // ratio)
-            side = min(cells, CONTEXT_SIDE)
-            low, high = -(-(start + extent) // ratio) - side, start // ratio
-            starts.append(int(random.integers(max(0, low), max(0, low, min(high, cells - side)) + 1)))
-            sides.append(side)
-        return Window(starts[0], starts[1], sides[0], sides[1])
-
-    def _inside(self, tile: Window, context: Window) -> bool:
-        ratio = self.tile_set.card.context_ratio
-        whole = Window(*(ratio * part for part in context))
-        return tile.intersection(whole) == tile
-
-
-def split_labelled(tiles: Sequence[Tile], fraction: float, seed: int) -> tuple[list[Tile], list[Tile]]:
-    """Return (labelled, unlabelled) tiles, with all but ``fraction`` of the labelled ones moved to the unlabelled, labels hidden."""
-    labelled = [tile for tile in tiles if tile.labelled]
-    unlabelled = [tile for tile in tiles if not tile.labelled]
-    keep = max(1, round(fraction * len(labelled))) if labelled else 0
-    order = np.random.default_rng((seed, 2)).permutation(len(labelled))
-    kept = set(order[:keep].tolist())
-    hidden = [tile._replace(labelled=False) for k, tile in enumerate(labelled) if k not in kept]
-    return [tile for k, tile in enumerate(labelled) if k in kept], unlabelled + hidden
+    def _draw(self, pool: Pool, step: int, row: int, rows: int, kind: int) -> tuple[list[int], Window]:
+        return pool.draw(step * rows + row, self.composition.tiles, (self.seed, kind))
 
 
 def collate(reader: TileReader, tiles: Sequence[Tile], windows: Sequence[Window], make: Composition) -> Batch:
@@ -213,7 +190,6 @@ def collate(reader: TileReader, tiles: Sequence[Tile], windows: Sequence[Window]
         labelled=torch.tensor([tile.labelled for tile in tiles]),
         context=_context(reader, tiles, windows, make.tiles) if make.with_context else None,
         box_in_scene=torch.tensor(boxes, dtype=torch.float32),
-        place=torch.tensor([reader.place(tile) for tile in tiles]),
     )
 
 
@@ -225,12 +201,11 @@ def _context(reader: TileReader, tiles: Sequence[Tile], windows: Sequence[Window
     valid = torch.zeros(len(windows), side, side, dtype=torch.bool)
     label = torch.full((len(windows), side, side), IGNORE, dtype=torch.uint8)
     for m, window in enumerate(windows):
-        pixels, known, classes = reader.context(tiles[m * per_group].scene)
-        rows, cols = window.slices
-        image[m, :, : window.height, : window.width] = pixels[:, rows, cols]
-        valid[m, : window.height, : window.width] = known[rows, cols]
+        pixels, known, classes = reader.context(tiles[m * per_group].scene, window)
+        image[m, :, : window.height, : window.width] = torch.from_numpy(pixels.astype(np.float32))
+        valid[m, : window.height, : window.width] = torch.from_numpy(known)
         if tiles[m * per_group].labelled:
-            label[m, : window.height, : window.width] = classes[rows, cols]
+            label[m, : window.height, : window.width] = torch.from_numpy(classes)
     index = torch.arange(len(windows)).repeat_interleave(per_group)
     boxes = [_box(tile.window, windows[m], side, ratio) for tile, m in zip(tiles, index.tolist(), strict=True)]
     return Context(image, valid, torch.tensor(boxes, dtype=torch.float32), index, label)
@@ -259,9 +234,4 @@ def normalise(batch: Batch, mean: Tensor, std: Tensor, device: torch.device) -> 
         context = Context(scaled(context.image, known), known, sent(context.box), sent(context.index), label)
     valid = sent(batch.valid)
     box = None if batch.box_in_scene is None else sent(batch.box_in_scene)
-    return Batch(scaled(batch.image, valid), sent(batch.label).long(), valid, sent(batch.labelled), context, box, batch.place)
-
-
-def loader(source: BatchSource, steps: range, workers: int, *, pin_memory: bool = False) -> DataLoader[Batch]:
-    """Return a loader of the batches of ``steps``, in order; ``workers`` processes read ahead, 0 reads in this one."""
-    return DataLoader(source, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory)
+    return Batch(scaled(batch.image, valid), sent(batch.label).long(), valid, sent(batch.labelled), context, box, batch.place, batch.groups)

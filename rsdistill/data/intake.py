@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from rsdistill.errors import ClassTableError, LabelError, SceneError
+from rsdistill.geo.bands import match_bands
 from rsdistill.geo.burning import VECTOR_SUFFIXES, BurnOptions, scan_fields
 from rsdistill.geo.classes import COLORS, ClassTable, LandClass, load_class_table
 from rsdistill.geo.labels import scan_classes
@@ -27,6 +28,8 @@ class Intake:
     scene: Scene
     label: Path | None
     """A raster or vector file."""
+    bands: tuple[int, ...] = ()
+    """1-based numbers of the bands that are taken; known once scenes fit together."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,26 +53,38 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def fit_together(intakes: Sequence[Intake], wanted: Sequence[int | str]) -> tuple[tuple[int, ...], str]:
-    """The band numbers that were asked for, and the type that holds every scene's pixels without loss.
+def fit_together(intakes: Sequence[Intake], wanted: Sequence[int | str]) -> tuple[tuple[Intake, ...], str]:
+    """Choose the bands of every scene, and the type that holds all their pixels without loss.
+
+    Names are looked up in each scene, so its bands may stand in any order. Without a wish all but alpha are taken, in the order of the
+    first scene where the others have the same names.
 
     Raises:
         SceneError: two scenes differ in bands, or in types that none of them holds both of; names both.
     """
     first = intakes[0].scene
     bands = first.bands(list(wanted) or None)
-    for one in intakes[1:]:
-        scene = one.scene
-        theirs = scene.bands(list(wanted) or None)
-        if theirs != bands:
-            known = f"{first.path} has bands {_listed(bands)}, {scene.path} has bands {_listed(theirs)}"
+    names = [first.descriptions[band - 1] for band in bands]
+    fitting = []
+    for one in intakes:
+        theirs = one.scene.bands(list(wanted) or None)
+        if len(theirs) != len(bands):
+            known = f"{first.path} has bands {_listed(bands)}, {one.scene.path} has bands {_listed(theirs)}"
             raise SceneError(known, hint="choose bands that all have, such as --bands 1,2,3")
+        fitting.append(replace(one, bands=theirs if wanted else match_bands(one.scene, theirs, names)))
     widest = max((one.scene for one in intakes), key=lambda scene: sum(np.can_cast(o.scene.dtype, scene.dtype) for o in intakes))
     for one in intakes:
         if not np.can_cast(one.scene.dtype, widest.dtype):
             pair = f"{widest.path} has pixels of type {widest.dtype}, {one.scene.path} of type {one.scene.dtype}"
             raise SceneError(pair, hint="convert one with gdal_translate -ot")
-    return bands, widest.dtype
+    return tuple(fitting), widest.dtype
+
+
+def common_names(intakes: Sequence[Intake]) -> tuple[str | None, ...]:
+    """What every scene that names the band taken calls it; None where two contradict each other, or no scene names it."""
+    called = zip(*([one.scene.descriptions[band - 1] for band in one.bands] for one in intakes), strict=True)
+    known = [set(filter(None, names)) for names in called]
+    return tuple(names.pop() if len(names) == 1 else None for names in known)
 
 
 def choose_table(path: Path | None, labels: Sequence[Path], beside: Sequence[Path], burn: BurnOptions, progress: Progress) -> ClassTable:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from rsdistill.data.intake import Intake
 from rsdistill.data.sampling import Block, choose_block, cut_blocks, lay_tiles, share_out, spoiled_tiles
 from rsdistill.errors import ConfigError, nearest
-from rsdistill.geo.tile_index import SPLITS, Tile, TileRow
+from rsdistill.geo.tile_index import TileRow
+from rsdistill.geo.tiles import SPLITS, Tile
 from rsdistill.geo.windows import Grid, Window
 
 
@@ -40,7 +41,7 @@ class SplitRule:
     fractions: Mapping[str, float] = field(default_factory=dict)
     """Share of blocks (or scenes) for ``val`` and ``test``."""
     named: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Scenes (names or patterns such as ``2024*``) that go to ``val`` or ``test`` whole; the split's fraction then counts no more."""
+    """Scenes (stems, names, or patterns like ``2024*``) that go to ``val`` or ``test`` whole; the split's fraction then counts no more."""
     block: int | None = None
     """Side of a block in pixels; chosen where it is None."""
     seed: int = 0
@@ -58,7 +59,7 @@ def lay_out(intakes: Sequence[Intake], tile: int, overlap: int, rule: SplitRule)
     Raises:
         ConfigError: a scene that was named for a split does not exist, or was named for two.
     """
-    named = _named_splits([one.name for one in intakes], rule.named)
+    named = _named_splits({one.name: one.scene.path.stem for one in intakes}, rule.named)
     whole = rule.by == "scene" or not rule.wanted
     free = [one.size for one in intakes if one.name not in named and one.label is not None]
     side = rule.block or (tile if whole else choose_block(free, tile))
@@ -74,11 +75,13 @@ def lay_out(intakes: Sequence[Intake], tile: int, overlap: int, rule: SplitRule)
     return Layout(tile, overlap, tuple(blocks), splits, tiles)
 
 
-def _named_splits(names: Sequence[str], wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def _named_splits(stems: Mapping[str, str], wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The split of every scene (name: stem of its file) that a pattern matches by either."""
+    names = list(stems)
     found: dict[str, str] = {}
     for split, patterns in wanted.items():
         for pattern in patterns:
-            matching = [name for name in names if fnmatch(name, pattern)]
+            matching = [name for name, stem in stems.items() if fnmatch(name, pattern) or fnmatch(stem, pattern)]
             if not matching:
                 missing = f"--{split}-scenes: no scene is called '{pattern}'{nearest(pattern, names)}"
                 raise ConfigError(missing, hint="scenes: " + ", ".join(names))

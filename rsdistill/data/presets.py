@@ -251,4 +251,3 @@ PRESETS: dict[str, Preset] = {
     ),
 }  # fmt: skip
 """The datasets that ``tile --dataset`` knows."""
-

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torchgeo.datasets import GeoDataset
 
 from rsdistill.geo.outlines import outline
-from rsdistill.geo.tile_index import SPLITS, Tile
+from rsdistill.geo.tiles import SPLITS, Tile
 from rsdistill.geo.windows import Grid, Window
 
 TILE_SIDES = (512, 384, 256, 192, 128, 96, 64)

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import geopandas
 import numpy as np
-import pyogrio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -49,6 +48,8 @@ class BurntLabels:
         self._transform = pixel_plane(grid)
         self._fill = IGNORE if options.background is None else _index(table, options.background)
         frame = read_polygons(source, grid)
+        if not shapely.box(*frame.total_bounds).intersects(_outline(self._transform, grid.height, grid.width)):
+            raise LabelError(f"{source} lies nowhere on its scene", hint="check the CRS and extent of both")
         index = _class_indices(source, frame, table, options)
         labelled = index != IGNORE
         self._shapes, self._index = frame.geometry.to_numpy()[labelled], index[labelled]
@@ -96,7 +97,7 @@ def read_polygons(source: Path, grid: Grid | None = None) -> Any:
     """
     try:
         frame = geopandas.read_parquet(source) if source.suffix == ".parquet" else geopandas.read_file(source)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError, ImportError) as error:
+    except (RuntimeError, OSError, ValueError, ImportError, shapely.errors.ShapelyError) as error:  # pyogrio's are RuntimeErrors
         raise LabelError(f"cannot read {source}: {str(error).splitlines()[0]}", hint="is it a vector file? ogrinfo tells more") from None
     if not isinstance(frame, geopandas.GeoDataFrame):
         raise LabelError(f"{source} has no geometry", hint="labels are polygons")

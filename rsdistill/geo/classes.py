@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -136,21 +136,33 @@ class ClassTable:
 
     @classmethod
     def from_card(cls, classes: Sequence[Mapping[str, Any]], ignore: Sequence[int] = ()) -> Self:
-        """The table that a model's or tile set's card holds; label values are the ids, and nodata is ignored."""
-        colored = [(one, str(one.get("color", COLORS[k % len(COLORS)]))) for k, one in enumerate(classes)]
-        table = cls(tuple(LandClass(int(one["id"]), str(one["name"]), color) for one, color in colored))
-        return cls(table.classes, tuple(value for value in dict.fromkeys((*ignore, table.nodata)) if value not in table.ids))
+        """The table that a model's, a mask's or a tile set's card holds.
+
+        Label values are the sources; ids too, so that masks are labels as well, and nodata is ignored, where no class claims that value.
+        """
+        sources = [tuple(int(value) for value in one.get("sources") or (one["id"],)) for one in classes]
+        claimed = {*ignore, *(value for values in sources for value in values)}
+        rows = []
+        for k, (one, values) in enumerate(zip(classes, sources, strict=True)):
+            id_, color = int(one["id"]), str(one.get("color", COLORS[k % len(COLORS)]))
+            rows.append(LandClass(id_, str(one["name"]), color, values if id_ in claimed else (*values, id_)))
+        table, known = cls(tuple(rows)), {value for row in rows for value in row.sources}
+        return cls(table.classes, tuple(value for value in dict.fromkeys((*ignore, table.nodata)) if value not in known))
+
+    def by_id(self) -> "ClassTable":
+        """The table for rasters of ids, such as masks and aligned labels: a class's only label value is its id, and nodata is ignored."""
+        classes = tuple(replace(one, sources=(one.id,)) for one in self.classes)
+        return ClassTable(classes, tuple(value for value in dict.fromkeys((*self.ignore, self.nodata)) if value not in self.ids))
 
     def to_card(self) -> list[dict[str, Any]]:
-        """Id, name and colour of every class, as cards hold them."""
-        return [{"id": one.id, "name": one.name, "color": one.color} for one in self.classes]
+        """Id, name, colour and sources of every class, as cards hold them."""
+        return [{"id": one.id, "name": one.name, "color": one.color, "sources": list(one.sources)} for one in self.classes]
 
     def to_toml(self) -> str:
         """The table as the TOML text that :func:`load_class_table` reads."""
         import tomli_w
 
-        classes = [{"id": one.id, "name": one.name, "color": one.color, "sources": list(one.sources)} for one in self.classes]
-        return tomli_w.dumps({"ignore": list(self.ignore), "class": classes})
+        return tomli_w.dumps({"ignore": list(self.ignore), "class": self.to_card()})
 
     @cached_property
     def _sorted_sources(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -174,7 +186,8 @@ class ClassTable:
 def load_class_table(path: Path) -> ClassTable:
     """Read a class table: TOML with ``ignore`` and ``[[class]]``, or CSV with the columns id, name, color, sources.
 
-    In a CSV several sources stand in one cell, parted by spaces or semicolons; a row named ``ignore`` lists values to ignore.
+    In a CSV several sources stand in one cell, parted by spaces, semicolons, or commas in quotes; a row named ``ignore`` lists values to
+    ignore.
 
     Raises:
         ClassTableError: the file cannot be read, or what it says makes no table.
@@ -209,13 +222,21 @@ def _from_toml(content: dict[str, Any]) -> ClassTable:
 
 def _from_csv(path: Path) -> ClassTable:
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+        rows, columns = list(reader), [name.strip() for name in reader.fieldnames or ()]
     except (OSError, csv.Error) as error:
         raise ClassTableError(f"cannot be read: {error}", hint="check the path") from None
+    if missing := [name for name in ("id", "name") if name not in columns]:
+        first = ", ".join(columns) or "none"
+        hint = "columns are parted by commas: id,name,color,sources"
+        raise ClassTableError(f"no column {' and no '.join(missing)} (found: {first})", hint=hint)
     content: dict[str, Any] = {"class": [], "ignore": []}
     for row in rows:
+        if None in row:
+            hint = 'several sources stand in one cell: "1,7" or 1;7'
+            raise ClassTableError(f"the row {','.join(filter(None, list(row.values())[:-1]))} has more cells than columns", hint=hint)
         cells = {str(key).strip(): (value or "").strip() for key, value in row.items() if key is not None}
-        sources = [_number(value) for value in re.split(r"[;\s]+", cells.pop("sources", "")) if value]
+        sources = [_number(value) for value in re.split(r"[,;\s]+", cells.pop("sources", "")) if value]
         if cells.get("name") == "ignore":
             content["ignore"] += sources or [_number(cells.get("id", ""))]
             continue

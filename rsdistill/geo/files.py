@@ -7,7 +7,7 @@ import shutil
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rsdistill.errors import DiskError, OutputExistsError
@@ -89,11 +89,13 @@ def atomic(path: Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``folder`` and move it there, whole, once the block ends well; an older one is replaced.
 
+    After an error the folders above it that were made for it are gone too.
+
     Raises:
         DiskError: the folder cannot be written.
     """
     target = folder.resolve()
-    partial, old = _partial(target), _partial(target.with_name(target.name + ".old"))
+    made, partial, old = missing_parents(target), _partial(target), _partial(target.with_name(target.name + ".old"))
     try:
         _remove_leftovers(target)
         partial.mkdir(parents=True)
@@ -107,9 +109,22 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         _remove_partial(partial)
+        remove_empty(made)
         if isinstance(error, OSError):
             raise _disk_error(target, error) from error
         raise
+
+
+def missing_parents(path: Path) -> list[Path]:
+    """The folders above ``path`` that are not there, the nearest first."""
+    return [parent for parent in path.parents if not parent.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of ``folders`` that hold nothing."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def fsync_dir(folder: Path) -> None:
@@ -137,7 +152,7 @@ def _flush(path: Path) -> None:
 def _partial(target: Path) -> Path:
     """The hidden name that ``target`` is written under; it tells host and process, so that a dead run's file is known as such."""
     name = f".{target.stem}.{_HOST}-{os.getpid()}.part{target.suffix}"
-    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES or not re.fullmatch(r"[\w .-]+", name):  # signs that a library may take for its own
         digest = zlib.crc32(os.fsencode(target.stem))
         name = f".{digest:08x}.{_HOST}-{os.getpid()}.part{target.suffix}"
     return target.with_name(name)

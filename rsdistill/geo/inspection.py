@@ -25,10 +25,15 @@ def header_notes(scene: Scene) -> list[str]:
     notes = {
         "no CRS: results are in pixel coordinates": not grid.georeferenced,
         "rotated: predict maps it as it is, tile needs it warped to north-up": grid.rotated,
-        "pixels are numbers of colours: rio convert or gdal_translate -expand rgb makes them intensities": scene.palette is not None,
         f"stored in blocks of {rows} x {cols}: windows are slow to read; store it tiled": grid.width > STRIP_WIDTH and cols == grid.width,
     }
     return [note for note, holds in notes.items() if holds]
+
+
+def palette_notes(scene: Scene) -> list[str]:
+    """Return that a raster which is to be read as a scene holds numbers of colours."""
+    note = "pixels are numbers of colours: rio convert or gdal_translate -expand rgb makes them intensities"
+    return [] if scene.palette is None else [note]
 
 
 def pixel_notes(scene: Scene) -> list[str]:

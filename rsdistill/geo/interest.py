@@ -43,13 +43,16 @@ class Interest:
 
     def __call__(self, window: Window) -> NDArray[np.bool_]:
         """Return the (h, w) pixels of ``window`` that are of interest."""
-        place = shapely.box(window.col, window.row, window.stop[1], window.stop[0])
-        near = self._polygons[self._tree.query(place)]
+        near = self._polygons[self._tree.query(_box(window))]
         inside = np.zeros((window.height, window.width), np.uint8)
         if len(near):
             shift = Affine.translation(window.col, window.row)
             rasterio.features.rasterize(list(near), out=inside, transform=shift, default_value=1)
         return inside.view(bool)
+
+    def meets(self, window: Window) -> bool:
+        """Return whether some polygon meets ``window``."""
+        return bool(len(self._tree.query(_box(window), predicate="intersects")))
 
     @cached_property
     def geometry(self) -> Any:
@@ -59,6 +62,19 @@ class Interest:
     @cached_property
     def _tree(self) -> shapely.STRtree:
         return shapely.STRtree(self._polygons)
+
+
+def area_of_interest(source: Path, grid: Grid) -> Any:
+    """Return the polygons of a vector file as one, in the CRS of ``grid``.
+
+    Raises:
+        LabelError: the file cannot be read or holds no polygon.
+    """
+    return shapely.union_all(read_polygons(source, grid).geometry.to_numpy())
+
+
+def _box(window: Window) -> Any:
+    return shapely.box(window.col, window.row, window.stop[1], window.stop[0])
 
 
 def _moved(polygon: Any, matrix: list[float]) -> Any:

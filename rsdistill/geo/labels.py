@@ -105,6 +105,10 @@ class RasterLabels:
                 f"{source} has {len(self._bands)} bands", hint="labels have one band of class values, or three of class colours"
             )
         self._table = table if len(self._bands) == 1 else _by_color(table)
+        if _names_class(
+            [self._raster.nodata[band - 1] for band in self._bands], self._table
+        ):  # the class table, not the file, says which values mean nothing
+            self._raster.nodata = (None,) * self._raster.count
         self._warped: Any = None
         self.how = "copied"
         if not self._pixel_for_pixel():
@@ -196,6 +200,16 @@ class RasterLabels:
         rows, cols = _pixels_of(self._grid[_middle(self._grid)], self._raster.grid)
         x, y = cols[[0, 1, 3]] - cols[0], rows[[0, 1, 3]] - rows[0]
         return float(1.0 / max(abs(x[1] * y[2] - x[2] * y[1]), 1e-12))
+
+
+def _names_class(nodata: Sequence[float | None], table: ClassTable) -> bool:
+    """True where the nodata that every band declares is a label value of a class, or together its colour."""
+    if any(value is None or not float(value).is_integer() for value in nodata):
+        return False
+    packed = 0
+    for value in nodata:
+        packed = packed << 8 | int(value or 0)
+    return any(packed in one.sources for one in table.classes)
 
 
 def scan_classes(sources: Sequence[Path]) -> ClassTable:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rsdistill.errors import DiskError, LockError
+from rsdistill.geo.files import missing_parents, remove_empty
 
 if sys.platform != "win32":  # which has no such lock: there, two runs on one output are the person's to avoid
     import fcntl
@@ -20,14 +21,15 @@ def locked(result: Path) -> Iterator[None]:
     """Hold the name of a file or folder that is about to be made, in a hidden file ``.<name>.lock`` beside it.
 
     The file says which process of which machine holds it. The lock itself is the kernel's, which lets go when that process ends, however
-    it ends: a file that a killed run left is taken over, and is gone when the block is done. Folders above ``result`` are made.
+    it ends: a file that a killed run left is taken over, and is gone when the block is done. Folders above ``result`` are made, and those
+    that are then left empty removed.
 
     Raises:
         LockError: another run holds it; names its process and machine.
         DiskError: the file cannot be written.
     """
     target = result.resolve()
-    path = target.with_name(f".{target.name}.lock")
+    path, made = target.with_name(f".{target.name}.lock"), missing_parents(target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _take(path, target)
@@ -38,6 +40,7 @@ def locked(result: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+        remove_empty(made)
 
 
 def _take(path: Path, target: Path) -> int:
@@ -51,8 +54,13 @@ def _take(path: Path, target: Path) -> int:
         if os.fstat(handle).st_nlink:  # else its owner has just finished and removed it: ours is a file without a name
             break
         os.close(handle)
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+    except OSError:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+        raise
     return handle
 
 

@@ -2,10 +2,8 @@
 
 import json
 import os
-import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -15,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Val
 from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
-from rsdistill.errors import ClassTableError, TileSetError
+from rsdistill.errors import ClassTableError, DiskError, TileSetError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.sources import is_remote
+from rsdistill.geo.tiles import LAYER, SPLITS, Tiles, read_tiles
 from rsdistill.geo.windows import Grid, Window
 
 FORMAT_VERSION = 1
-SPLITS = ("train", "val", "test")
-CARD, INDEX, LAYER = "tileset.json", "tiles.gpkg", "tiles"
+CARD, INDEX = "tileset.json", "tiles.gpkg"
 
 
 class _Card(BaseModel):
@@ -48,6 +46,8 @@ class SceneEntry(_Card):
     split: Literal["train", "val", "test"] | None
     """Where the whole scene went; None where it was split by blocks."""
     fingerprint: str
+    bands: tuple[PositiveInt, ...] | None = None
+    """1-based numbers of the bands that were selected, where they are not those of the first scene."""
 
 
 class TileSetCard(_Card):
@@ -60,8 +60,9 @@ class TileSetCard(_Card):
     classes: tuple[dict[str, Any], ...]
     ignore: tuple[int, ...]
     bands: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    """1-based numbers of the scenes' bands that were selected."""
+    """1-based numbers of the first scene's bands that were selected."""
     band_names: tuple[str | None, ...]
+    """What all scenes that name the band call it."""
     mean: tuple[FiniteFloat, ...]
     """Per selected band, over the valid pixels of training tiles, each counted once, in the scenes' own units."""
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
@@ -91,20 +92,16 @@ class TileSetCard(_Card):
         if self.dtype not in np.sctypeDict or np.dtype(self.dtype).kind not in "uif":
             raise ValueError(f"dtype {self.dtype!r} is no type of pixels")
         for entry in self.scenes:
+            if len(entry.bands or self.bands) != len(self.bands):
+                raise ValueError(f"scene {entry.name!r} has {len(entry.bands or ())} bands of {len(self.bands)}")
             for file in filter(None, (entry.label, entry.context, entry.context_label)):
                 if Path(file).is_absolute() or ".." in Path(file).parts:
                     raise ValueError(f"{file!r} of scene {entry.name!r} lies outside the tile set")
         return self
 
-
-class Tile(NamedTuple):
-    """A sample's place."""
-
-    scene: int
-    """Index into the card's scenes."""
-    window: Window
-    split: str
-    labelled: bool
+    def bands_of(self, scene: int) -> tuple[int, ...]:
+        """1-based numbers of the bands that were selected of scene number ``scene``."""
+        return self.scenes[scene].bands or self.bands
 
 
 @dataclass(frozen=True)
@@ -115,11 +112,19 @@ class TileSet:
     card: TileSetCard
     table: ClassTable
     """Classes by their ids, as the aligned labels hold them; their nodata is ignored."""
-    tiles: tuple[Tile, ...]
+    tiles: Tiles
 
-    def of_split(self, split: str) -> tuple[Tile, ...]:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tiles", Tiles.of(self.tiles))
+
+    @property
+    def label_table(self) -> ClassTable:
+        """Classes by the values of the labels that were given, before they were brought to the scenes' grids."""
+        return ClassTable.from_card(self.card.classes, self.card.ignore)
+
+    def of_split(self, split: str) -> Tiles:
         """The tiles of ``train``, ``val`` or ``test``."""
-        return tuple(tile for tile in self.tiles if tile.split == split)
+        return self.tiles.of_split(split)
 
     def path(self, name: str) -> Path:
         """Where a file is that the card names: a scene at its old place or as near to the tile set as it was, or a file of the tile set.
@@ -158,19 +163,8 @@ def load_tile_set(folder: Path | str) -> TileSet:
     folder = Path(folder)
     card = read_card(folder)
     table = _table(folder, card)
-    places = {entry.name: i for i, entry in enumerate(card.scenes)}
-    tiles = []
-    for name, row, col, height, width, split, labelled in _rows(folder / INDEX):
-        if name not in places or split not in SPLITS:
-            raise TileSetError(f"{folder / INDEX} has a tile of scene '{name}' and split '{split}'", hint=f"splits are {', '.join(SPLITS)}")
-        tile = Tile(places[name], Window(row, col, height, width), split, bool(labelled))
-        entry = card.scenes[tile.scene]
-        if min(row, col) < 0 or min(height, width) < 1 or tile.window.stop[0] > entry.height or tile.window.stop[1] > entry.width:
-            raise TileSetError(f"{folder / INDEX} has a tile outside its scene '{name}': {tile.window}", hint="run rsdistill tile again")
-        tiles.append(tile)
-    if not tiles:
-        raise TileSetError(f"{folder / INDEX} holds no tile", hint="run rsdistill tile again")
-    return TileSet(folder, card, table, tuple(tiles))
+    tiles = read_tiles(folder / INDEX, {entry.name: (entry.height, entry.width) for entry in card.scenes})
+    return TileSet(folder, card, table, tiles)
 
 
 def read_card(folder: Path) -> TileSetCard:
@@ -199,7 +193,7 @@ def read_card(folder: Path) -> TileSetCard:
 
 def _table(folder: Path, card: TileSetCard) -> ClassTable:
     try:
-        return ClassTable.from_card(card.classes, card.ignore)
+        return ClassTable.from_card(card.classes, card.ignore).by_id()
     except (ClassTableError, KeyError, TypeError, ValueError) as error:
         raise TileSetError(f"{folder / CARD} is damaged: classes: {error}", hint="run rsdistill tile again") from None
 
@@ -217,6 +211,9 @@ def write_index(folder: Path, rows: Sequence[TileRow], grids: Mapping[str, Grid]
         rows: the tiles.
         grids: of the scenes, by name.
         table: whose class ids name the columns ``class_<id>``.
+
+    Raises:
+        DiskError: the file does not hold all tiles.
     """
     import geopandas  # reading a tile set does without, and saves a second
 
@@ -230,7 +227,13 @@ def write_index(folder: Path, rows: Sequence[TileRow], grids: Mapping[str, Grid]
     frame = geopandas.GeoDataFrame(columns, geometry=outlines, crs=crs and crs.to_wkt())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="'crs' was not provided")
-        frame.to_file(folder / INDEX, layer=LAYER, driver="GPKG", engine="pyogrio")
+        try:
+            frame.to_file(folder / INDEX, layer=LAYER, driver="GPKG", engine="pyogrio")
+            whole = len(read_tiles(folder / INDEX, {name: (grid.height, grid.width) for name, grid in grids.items()})) == len(rows)
+        except (RuntimeError, OSError, TileSetError):  # pyogrio's errors are RuntimeErrors
+            whole = False
+    if not whole:
+        raise DiskError(f"cannot write {folder / INDEX} whole", hint="check the disk's space and health")
 
 
 def _outline(grid: Grid, window: Window, crs: CRS | None) -> Any:
@@ -249,14 +252,3 @@ def _outline(grid: Grid, window: Window, crs: CRS | None) -> Any:
 def nearby_path(scene: Path, folder: Path) -> str:
     """The way from a tile set's folder to a scene, with forward slashes."""
     return Path(os.path.relpath(scene.resolve(), folder.resolve())).as_posix()
-
-
-def _rows(path: Path) -> Sequence[tuple[Any, ...]]:
-    """Scene, window, split and labelled of every tile; SQLite is asked directly, which is 30 times faster than importing geopandas."""
-    if not path.is_file():
-        raise TileSetError(f"{path} is missing", hint="run rsdistill tile again")
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            return database.execute(f"SELECT scene, row, col, height, width, split, labelled FROM {LAYER} ORDER BY fid").fetchall()
-    except sqlite3.Error as error:
-        raise TileSetError(f"{path} is damaged: {error}", hint="run rsdistill tile again") from None

@@ -7,6 +7,7 @@ streamed beside them, each row of the scene once, and only one row of windows is
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import ceil
 from typing import Any, cast
 
@@ -18,7 +19,9 @@ from torch import Tensor
 from rsdistill.batches import Segmentation
 from rsdistill.geo.context import area_mean, context_grid
 from rsdistill.geo.windows import Plan, Window, plan
+from rsdistill.inference.canvas_store import CanvasStore
 from rsdistill.inference.reading import RowBuffer, Rows, Source
+from rsdistill.inference.symmetries import UPRIGHT, Turn, turned
 from rsdistill.models.context import Canvas
 from rsdistill.models.ginet import GINet
 from rsdistill.models.network import Network
@@ -49,6 +52,7 @@ class SceneCanvas:
         ratio: int,
         margin: int | None = None,
         window: int = WINDOW,
+        store: CanvasStore | None = None,
     ) -> None:
         """Draw up the windows; nothing is read before the first tile.
 
@@ -60,18 +64,23 @@ class SceneCanvas:
             ratio: scene pixels along the side of one context pixel.
             margin: context pixels around a tile that its window holds at least, :data:`MARGIN` by default.
             window: largest side in context pixels of what the global branch sees at once, unless the margin asks for more.
+            store: where canvases are shared with other processes that map parts of the scene.
         """
+        self._store = store
         self._model = cast(GINet, model)
         self._scene, self._bands, self._to_image, self._ratio = scene, bands, to_image, ratio
         self._margin, self._largest = MARGIN if margin is None else margin, window
         self._windows: ContextWindows | None = None
         self._rows: RowBuffer | None = None
         self._top = 0
-        self._canvases: dict[tuple[int, int], Canvas] = {}
+        self._canvases: dict[tuple[tuple[int, int], Turn], Canvas] = {}
 
-    def decode(self, image: Tensor, windows: Sequence[Window]) -> Segmentation:
-        """Return the network's answer for (N, C, T, T) normalised tiles whose upper left pixels lie where those of ``windows`` do."""
-        size = (image.shape[-2], image.shape[-1])
+    def decode(self, image: Tensor, windows: Sequence[Window], turn: Turn = UPRIGHT) -> Segmentation:
+        """Return the network's answer for (N, C, T, T) normalised tiles whose upper left pixels lie where those of ``windows`` do.
+
+        Tiles that were turned are decoded from the context of the whole scene turned likewise.
+        """
+        size = (image.shape[-2], image.shape[-1]) if turn[0] % 2 == 0 else (image.shape[-1], image.shape[-2])
         tiles = [Window(window.row, window.col, *size) for window in windows]
         if self._windows is None:
             self._windows = ContextWindows.over(self._scene, self._ratio, self._margin, size, self._largest)
@@ -80,20 +89,32 @@ class SceneCanvas:
         features: list[Tensor] = [torch.empty(0)] * len(tiles)
         for place in sorted(set(places)):
             members = [number for number, its in enumerate(places) if its == place]
-            box = self._windows.boxes(place, [tiles[number] for number in members]).to(image.device)
+            box = turned_boxes(self._windows.boxes(place, [tiles[number] for number in members]), *turn).to(image.device)
             first = torch.zeros(len(members), dtype=torch.int64, device=image.device)
-            answer = self._model.decode(image[members], self._canvas(self._windows, place), box, first)
+            answer = self._model.decode(image[members], self._canvas(self._windows, place, turn), box, first)
             for number, own, map_ in zip(members, answer.logits, answer.features, strict=True):
                 logits[number], features[number] = own, map_
         return Segmentation(torch.stack(logits), torch.stack(features))
 
-    def _canvas(self, windows: "ContextWindows", place: tuple[int, int]) -> Canvas:
+    def _canvas(self, windows: "ContextWindows", place: tuple[int, int], turn: Turn) -> Canvas:
         """Return the canvas of the window at ``place``, made when it is first asked for; those of rows above are let go."""
-        if place not in self._canvases:
-            self._canvases = {other: canvas for other, canvas in self._canvases.items() if other[0] == place[0]}
-            values, valid = self._pixels(windows.window(place), windows.height)
-            self._canvases[place] = self._model.encode_context(*self._to_image(values[None], valid[None]))
-        return self._canvases[place]
+        if (place, turn) not in self._canvases:
+            self._canvases = {other: canvas for other, canvas in self._canvases.items() if other[0][0] == place[0]}
+            self._canvases[place, turn] = self._kept(windows, place, turn)
+        return self._canvases[place, turn]
+
+    def _kept(self, windows: "ContextWindows", place: tuple[int, int], turn: Turn) -> Canvas:
+        """Return a canvas from the store, made of no pixels but its own where it is not there; without a store it is made in any case."""
+        window = windows.window(place)
+        if self._store is None:
+            return self._encoded(*self._pixels(window, windows.height), turn)
+        device = next(self._model.parameters()).device
+        read = partial(context_pixels, self._scene, self._bands, self._ratio, window)
+        return self._store.get("-".join(map(str, (*place, *map(int, turn)))), device, lambda: self._encoded(*read(), turn))
+
+    def _encoded(self, values: NDArray[Any], valid: NDArray[np.bool_], turn: Turn) -> Canvas:
+        image, known = self._to_image(turned(values, *turn)[None], turned(valid, *turn)[None])
+        return self._model.encode_context(image, known)
 
     def _pixels(self, window: Window, height: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Return the context's pixels in ``window``; where it lies above an earlier one, the scene is read anew."""
@@ -151,6 +172,17 @@ class ContextWindows:
         return ((edges - origin) / side).float()
 
 
+def context_pixels(scene: Source, bands: Sequence[int], ratio: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the (C, h, w) context and its (h, w) validity in ``window``; no other part of the scene is read."""
+    left, right = window.col * ratio, min(window.stop[1] * ratio, scene.grid.width)
+    parts = []
+    with scene.reopen() as own:
+        for row in range(window.row, window.stop[0], CHUNK_ROWS):
+            top, bottom = row * ratio, min(min(row + CHUNK_ROWS, window.stop[0]) * ratio, scene.grid.height)
+            parts.append(area_mean(*own.read(Window(top, left, bottom - top, right - left), bands), ratio))
+    return np.concatenate([values for values, _ in parts], axis=1), np.concatenate([valid for _, valid in parts])
+
+
 def context_rows(scene: Source, bands: Sequence[int], ratio: int, first: int) -> Iterator[Rows]:
     """Yield the rows of a scene's context from context row ``first`` on, each the area mean of all its pixels."""
     step = CHUNK_ROWS * ratio
@@ -158,6 +190,16 @@ def context_rows(scene: Source, bands: Sequence[int], ratio: int, first: int) ->
         for row in range(first * ratio, scene.grid.height, step):
             window = Window(row, 0, min(step, scene.grid.height - row), scene.grid.width)
             yield Rows(row // ratio, *area_mean(*own.read(window, bands), ratio))
+
+
+def turned_boxes(boxes: Tensor, quarters: int, mirrored: bool) -> Tensor:
+    """Return (N, 4) top, left, bottom, right in [0, 1] as they lie when what they are boxes of was mirrored, then turned."""
+    top, left, bottom, right = boxes.unbind(1)
+    if mirrored:
+        left, right = 1 - right, 1 - left
+    for _ in range(quarters):
+        top, left, bottom, right = 1 - right, top, 1 - left, bottom
+    return torch.stack([top, left, bottom, right], dim=1)
 
 
 def _owner(spans: Sequence[tuple[int, int, int]], place: float) -> int:

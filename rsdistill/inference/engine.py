@@ -1,10 +1,13 @@
 """The engine: rows read ahead, cut into windows, run through a network, collected into strips; memory grows with width × tile only."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +15,12 @@ from numpy.typing import NDArray
 from rsdistill.geo.windows import Placement, Plan, Window, plan
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.blending import Blend, Blender, CoreKeeper, Strip, Wanted, accumulator
-from rsdistill.inference.reading import RowBuffer, Source, prefetch, read_rows
+from rsdistill.inference.reading import CHUNK_ROWS, RowBuffer, Source, prefetch, read_rows
 from rsdistill.reporting import SILENT, Progress, Task
 
+T = TypeVar("T")
 Within = Callable[[Window], NDArray[np.bool_]]
 """Says which pixels of a window of the scene are to be mapped."""
-READ_AHEAD = 2
-"""Chunks of rows that are decoded while the network works."""
 
 
 @dataclass
@@ -80,22 +82,19 @@ def strips(
     stats.overlap_factor = job.plan.overlap_factor
     wanted = Wanted(confidence, probabilities)
     collect = accumulator(job.plan, job.area, backend.classes, wanted, blend)
-    network = backend if wanted.scores or blend != "core" else backend.labels
-    events = _events(scene, job, bands, within, collect.reach, stats)
+    start = partial(backend.start, scores=wanted.scores or blend != "core")
+    asked = collect.reach if blend == "core" else attrgetter("read")  # whether a blended window is run must not depend on ``window``
+    events = _events(scene, job, bands, within, asked, stats)
     with progress.task(f"map {scene.grid.height} x {scene.grid.width}", len(job)) as task:
-        yield from _collected(_groups(events, batch), network, collect, stats, task)
+        yield from _collected(_in_flight(_groups(events, batch), start, backend.ahead, stats), collect, stats, task)
 
 
 def _collected(
-    groups: Iterable[list["Tile | RowDone"]],
-    network: Callable[..., NDArray[Any]],
-    collect: CoreKeeper | Blender,
-    stats: Stats,
-    task: Task,
+    answered: Iterable[tuple[list["Tile | RowDone"], Iterable[NDArray[Any]]]], collect: CoreKeeper | Blender, stats: Stats, task: Task
 ) -> Iterator[Strip]:
-    """Run each group of tiles through the network and yield the strips that are then finished."""
-    for group in groups:
-        outputs = iter(_run(network, [event for event in group if isinstance(event, Tile)], stats))
+    """Collect each group's answers, and yield the strips that are then finished."""
+    for group, answers in answered:
+        outputs = iter(answers)
         for event in group:
             if isinstance(event, Tile):
                 collect.add(event.placement, next(outputs), event.keep)
@@ -135,6 +134,8 @@ class Job:
 class Tile(NamedTuple):
     """One window on its way through the network."""
 
+    col: int
+    """Column of the plan that it stands in."""
     placement: Placement
     image: NDArray[Any]
     """(C, T, T) of the plan's tile size, mirrored past the scene's edge."""
@@ -158,11 +159,11 @@ def _touching(spans: Sequence[tuple[int, int, int]], size: int, start: int, stop
 
 
 def _events(
-    scene: Source, job: Job, bands: Sequence[int], within: Within | None, reach: Callable[[Placement], Window], stats: Stats
+    scene: Source, job: Job, bands: Sequence[int], within: Within | None, asked: Callable[[Placement], Window], stats: Stats
 ) -> Iterator[Tile | RowDone]:
-    """Yield the tiles with something to map, row of windows by row, and the end of each row."""
-    seen = job.seen
-    with closing(prefetch(read_rows(scene, seen, bands), READ_AHEAD)) as stream:
+    """Yield the tiles with something to map, row of windows by row, and the end of each; the next row's pixels are decoded meanwhile."""
+    seen, ahead = job.seen, max(2, job.plan.tile[0] // CHUNK_ROWS)
+    with closing(prefetch(read_rows(scene, seen, bands), ahead)) as stream:
         buffer = RowBuffer(stream, job.plan.tile[0])
         for row in job.rows:
             first = job.plan.placement(row, job.cols[0]).read
@@ -173,41 +174,70 @@ def _events(
             for col in job.cols:
                 placement = job.plan.placement(row, col)
                 stats.windows += 1
-                if keep[reach(placement).relative_to(origin).slices].any():
+                if keep[asked(placement).relative_to(origin).slices].any():
                     pixels = placement.read.relative_to(origin).slices
-                    yield _tile(placement, job.plan.tile, band.image[:, *pixels], band.valid[pixels], keep[pixels])
+                    yield _tile(col, placement, job.plan.tile, band.image[:, *pixels], band.valid[pixels], keep[pixels])
                 else:
                     skipped += 1
                     stats.skipped += 1
             yield RowDone(row, skipped)
 
 
-def _tile(placement: Placement, size: tuple[int, int], image: NDArray[Any], valid: NDArray[np.bool_], keep: NDArray[np.bool_]) -> Tile:
-    """Copy a window out of the row buffer; mirror it up to the size that the network's stride asks for where the scene is smaller."""
+def _tile(
+    col: int, placement: Placement, size: tuple[int, int], image: NDArray[Any], valid: NDArray[np.bool_], keep: NDArray[np.bool_]
+) -> Tile:
+    """Copy a window out of the row buffer."""
+    return Tile(col, placement, *padded(size, image, valid), keep.copy())
+
+
+def padded(size: tuple[int, int], image: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Copy (C, h, w) pixels and their validity, mirrored up to the ``size`` that the stride asks for where the scene is smaller."""
     beyond = ((0, size[0] - valid.shape[0]), (0, size[1] - valid.shape[1]))
-    return Tile(placement, np.pad(image, ((0, 0), *beyond), "reflect"), np.pad(valid, beyond, "reflect"), keep.copy())
+    return np.pad(image, ((0, 0), *beyond), "reflect"), np.pad(valid, beyond, "reflect")
 
 
 def _groups(events: Iterable[Tile | RowDone], batch: int) -> Iterator[list[Tile | RowDone]]:
-    """Group events, in order, so that ``batch`` tiles go through the network at once.
+    """Group events, in order, so that up to ``batch`` tiles go through the network at once.
 
-    A row of windows ends its batch: which tiles share one then depends on nothing above, and a run that goes on from some row makes the
-    same batches, and so the same bytes, as one that began at the top.
+    Tiles share a batch where their columns of the plan, counted by ``batch``, are the same: that depends on nothing above or beside them,
+    and a run that begins at some row, or maps some columns only, makes the same batches, and so the same bytes, as one over everything.
     """
     group: list[Tile | RowDone] = []
     for event in events:
+        last = group[-1] if group else None
+        if isinstance(event, Tile) and isinstance(last, Tile) and last.col // batch != event.col // batch:
+            yield group
+            group = []
         group.append(event)
-        if len(group) == batch or isinstance(event, RowDone):
+        if isinstance(event, RowDone):
             yield group
             group = []
 
 
-def _run(network: Callable[..., NDArray[Any]], tiles: Sequence[Tile], stats: Stats) -> Iterable[NDArray[Any]]:
-    """Return each tile's output, (K, T, T) logits or (T, T) labels."""
+def _in_flight(
+    groups: Iterable[list[Tile | RowDone]], start: Callable[..., Callable[[], NDArray[Any]]], ahead: int, stats: Stats
+) -> Iterator[tuple[list[Tile | RowDone], Iterable[NDArray[Any]]]]:
+    """Yield each group with its tiles' outputs, (K, T, T) logits or (T, T) labels, while ``ahead`` later ones are under way."""
+    waiting: deque[tuple[list[Tile | RowDone], Callable[[], Iterable[NDArray[Any]]]]] = deque()
+    for group in groups:
+        waiting.append((group, _started([event for event in group if isinstance(event, Tile)], start, stats)))
+        if len(waiting) > ahead:
+            first, answer = waiting.popleft()
+            yield first, _timed(answer, stats)
+            del first, answer  # not kept while the next is computed
+    for group, answer in waiting:
+        yield group, _timed(answer, stats)
+
+
+def _started(tiles: Sequence[Tile], start: Callable[..., Callable[[], NDArray[Any]]], stats: Stats) -> Callable[[], Iterable[NDArray[Any]]]:
     if not tiles:
-        return ()
+        return tuple
     images, valid = np.stack([tile.image for tile in tiles]), np.stack([tile.valid for tile in tiles])
-    start = perf_counter()
-    outputs = network(images, valid, [tile.placement.read for tile in tiles])
-    stats.network_seconds += perf_counter() - start
-    return outputs
+    return _timed(lambda: start(images, valid, [tile.placement.read for tile in tiles]), stats)
+
+
+def _timed(call: Callable[[], T], stats: Stats) -> T:
+    begin = perf_counter()
+    result = call()
+    stats.network_seconds += perf_counter() - begin
+    return result

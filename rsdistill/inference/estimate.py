@@ -3,17 +3,12 @@
 from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
-
 from rsdistill.geo.scenes import Scene
 from rsdistill.geo.windows import plan
 from rsdistill.inference.blending import Wanted
-from rsdistill.inference.engine import READ_AHEAD, Job
+from rsdistill.inference.engine import Job, padded
 from rsdistill.inference.mapping import Mapper
-from rsdistill.inference.reading import CHUNK_ROWS
-
-WRITER_ROWS = 512
-"""Rows that each raster's writer collects."""
+from rsdistill.inference.memory import engine_bytes
 
 
 @dataclass(frozen=True)
@@ -41,17 +36,12 @@ def estimate(mapper: Mapper, scene: Scene, wanted: Wanted) -> Estimate:
     area = mapper.area(scene, mapper.interest(scene))
     job = Job.of(plan(scene.grid.height, scene.grid.width, windows.tile, windows.margin, mapper.model.stride), area, config.blend)
     height, width = job.plan.tile
-    pixel = len(bands) * np.dtype(scene.dtype).itemsize + 1
     planes = 1 + wanted.confidence + len(mapper.table) * wanted.probabilities
-    seen, classes = job.seen.width, len(mapper.table)
-    memory = seen * pixel * (height + (READ_AHEAD + 1) * CHUNK_ROWS)
-    memory += area.width * (height * (1 + 4 * (planes - 1)) + WRITER_ROWS * planes)
-    memory += 0 if config.blend == "core" else area.width * height * (4 * classes + 1)
     frame = mapper.frame(scene)
     return Estimate(
         windows=len(job),
         overlap_factor=len(job) * height * width / (area.height * area.width),
-        memory_bytes=memory,
+        memory_bytes=engine_bytes(scene, job, bands, len(mapper.table), config.blend, wanted),
         disk_bytes=frame.height * frame.width * planes * 4 // 3 + area.height * area.width * planes,
         seconds=_seconds(mapper, scene, job),
     )
@@ -63,9 +53,8 @@ def _seconds(mapper: Mapper, scene: Scene, job: Job) -> float:
     size = job.plan.tile
     for _ in range(2):
         read = job.plan.placement(job.rows[len(job.rows) // 2], job.cols[len(job.cols) // 2]).read
-        image, valid = scene.read(read, bands)
-        beyond = ((0, size[0] - read.height), (0, size[1] - read.width))
+        image, valid = padded(size, *scene.read(read, bands))
         start = perf_counter()
-        backend.labels(np.pad(image, ((0, 0), *beyond), "reflect")[None], np.pad(valid, beyond, "reflect")[None], [read])
+        backend.labels(image[None], valid[None], [read])
         times.append(perf_counter() - start)
     return times[0] + (len(job) - 1) * times[1]

@@ -58,6 +58,9 @@ class Measured:
     subject: Subject
     confusion: Confusion
     label: SmallMap
+    """All of it, also where it does not count."""
+    counted: SmallMap
+    """The label where it counts."""
     prediction: SmallMap
 
 
@@ -92,10 +95,10 @@ def split_subjects(tile_set: TileSet, split: str) -> list[Subject]:
     """
     found = []
     for number, entry in enumerate(tile_set.card.scenes):
-        own = [tile for tile in tile_set.tiles if tile.scene == number]
-        wanted = [tile for tile in own if tile.split == split and tile.labelled]
+        own = tile_set.tiles.pick(tile_set.tiles.scene == number)
+        wanted = [tile for tile in own.of_split(split) if tile.labelled]
         if wanted and entry.label is not None:
-            shared = any(tile.split != split for tile in own)
+            shared = len(own.of_split(split)) < len(own)
             area = TileArea(tuple(tile.window for tile in wanted)) if shared else None
             scene = tile_set.path(entry.path)
             found.append(Subject(scene, tile_set.path(entry.label), scene, area))
@@ -104,9 +107,7 @@ def split_subjects(tile_set: TileSet, split: str) -> list[Subject]:
     return found
 
 
-def measure(
-    subject: Subject, table: ClassTable, mapper: Mapper | None, boundary: Boundary, *, burn: BurnOptions, side: int
-) -> Measured:
+def measure(subject: Subject, table: ClassTable, mapper: Mapper | None, boundary: Boundary, *, burn: BurnOptions, side: int) -> Measured:
     """Compare one scene with its label, strip by strip.
 
     Args:
@@ -123,17 +124,18 @@ def measure(
     opened = open_scene(subject.raster) if mapper is None else mapper.open(subject.raster)
     with opened as scene, open_labels(subject.label, scene, table, burn) as labels:
         frame = scene.grid.window if mapper is None else mapper.frame(scene)
-        small = [SmallMap(frame.height, frame.width, side) for _ in range(2)]
+        small = [SmallMap(frame.height, frame.width, side) for _ in range(3)]
         found = Measured(subject, Confusion(len(table)), *small)
         boundary.start(frame.height, frame.width)
         for row, prediction in _predictions(scene, table, mapper):
             window = Window(frame.row + row, frame.col, *prediction.shape)
             label = labels.read(window)
+            found.label.add(row, label)
             if subject.area is not None:
                 label[~subject.area(window)] = IGNORE
             found.confusion.update(prediction, label)
             boundary.update(prediction, label)
-            found.label.add(row, label)
+            found.counted.add(row, label)
             found.prediction.add(row, prediction)
         boundary.finish()
     return found
@@ -141,7 +143,7 @@ def measure(
 
 def trained_on(tile_set: TileSet, subjects: Sequence[Subject]) -> list[str]:
     """Return the names of the scenes that ``tile_set`` has training tiles in."""
-    scenes = {tile.scene for tile in tile_set.of_split("train")}
+    scenes = set(tile_set.of_split("train").scene.tolist())
     trained = {(tile_set.folder / tile_set.card.scenes[number].path).resolve() for number in scenes}
     return [subject.name for subject in subjects if subject.scene is not None and subject.scene.resolve() in trained]
 

@@ -37,10 +37,20 @@ def write_onnx(served: Served, card: ModelCard, side: int, out: Path) -> float:
     """
     import onnx
 
+    graph = onnx_graph(served, card, (side, side))
+    tidy(graph, card, side)
+    onnx.checker.check_model(graph, full_check=True)
+    with atomic(out) as part:
+        part.write_bytes(graph.SerializeToString())
+        return _difference(served, card, side, lambda image: onnx_answer(part, image), out)
+
+
+def onnx_graph(served: Served, card: ModelCard, size: tuple[int, int]) -> Any:
+    """Return the ONNX graph for any number of tiles of ``size`` (height, width)."""
     with quiet():
         program = torch.onnx.export(
             served,
-            (probe(card, side, count=2, seed=0),),
+            (probe(card, size, count=2, seed=0),),
             input_names=["image"],
             output_names=["probabilities"],
             dynamic_shapes=({0: torch.export.Dim("tiles", min=1)},),
@@ -49,12 +59,7 @@ def write_onnx(served: Served, card: ModelCard, side: int, out: Path) -> float:
             external_data=False,
             verbose=False,
         )
-    graph = program.model_proto  # type: ignore[union-attr]  # None comes only from the exporter that dynamo=False names
-    tidy(graph, card, side)
-    onnx.checker.check_model(graph, full_check=True)
-    with atomic(out) as part:
-        part.write_bytes(graph.SerializeToString())
-        return _difference(served, card, side, lambda image: onnx_answer(part, image), out)
+    return program.model_proto  # type: ignore[union-attr]  # None comes only from the exporter that dynamo=False names
 
 
 def write_archive(served: Served, card: ModelCard, side: int, out: Path) -> float:
@@ -65,7 +70,7 @@ def write_archive(served: Served, card: ModelCard, side: int, out: Path) -> floa
     """
     with quiet():
         program = torch.export.export(
-            served, (probe(card, side, count=2, seed=0),), dynamic_shapes=({0: torch.export.Dim("tiles", min=1)},)
+            served, (probe(card, (side, side), count=2, seed=0),), dynamic_shapes=({0: torch.export.Dim("tiles", min=1)},)
         )
         with atomic(out) as part:
             torch.export.save(program, part, extra_files={"rsdistill.json": card.model_dump_json()})
@@ -112,7 +117,7 @@ def _resolution(card: ModelCard) -> float | None:
 
 def _difference(served: Served, card: ModelCard, side: int, run: Callable[[Tensor], Floats], out: Path) -> float:
     """Return the largest difference between ``run``'s probabilities and torch's, on three tiles that are not the example."""
-    image = probe(card, side, count=3, seed=1)
+    image = probe(card, (side, side), count=3, seed=1)
     difference = float(abs(run(image) - answer(served, image)).max())
     if not difference <= max(TOLERANCE, ROUNDINGS * rounding(served, image)):
         message = f"the export {out.name} differs from torch by {difference:.1e} in a probability"

@@ -83,4 +83,5 @@ def _picture(findings: Findings, number: int, photos: bool, nodata: Sequence[flo
             photo = small_scene(scene, max(one.label.index.shape))[0]
     if findings.beside is not None:
         beside = findings.beside[0], findings.beside[1][number].prediction.index
-    return scene_picture(one.subject.name, findings.table, one.label.index, one.prediction.index, photo, beside=beside)
+    maps = one.label.index, one.prediction.index, photo
+    return scene_picture(one.subject.name, findings.table, *maps, beside=beside, counted=one.counted.index)

@@ -131,6 +131,16 @@ class Journal:
             raise LockError(f"another run is writing {self._result}", hint="wait for it, or name another output")
 
 
+def earlier_mark(result: Path) -> dict[str, Any] | None:
+    """Return the mark in the journal that an interrupted run left of ``result``; None where there is none."""
+    try:
+        with Journal(result, {}, resume=False).path.open("rb") as file:
+            mark = json.loads(file.readline())
+    except (OSError, ValueError):
+        return None
+    return mark if isinstance(mark, dict) else None
+
+
 def _strip(row: int, record: bytes) -> Strip:
     layout, _, body = record.partition(b"\n")
     shapes = [tuple(shape) for shape in json.loads(layout)]

@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rsdistill.errors import CheckpointError, ConfigError
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.reading import Source
+from rsdistill.inference.settings import Engine, Precision
 from rsdistill.models.card import ModelCard, read_card
+from rsdistill.reporting import SILENT, Progress
 
 if TYPE_CHECKING:
+    from rsdistill.inference.onnx_backend import Graphs
     from rsdistill.models.network import Network
-
-Engine = Literal["torch", "onnx"]
-Precision = Literal["float32", "bf16", "fp16"]
 
 DEFAULT_TILE = 1024
 """Side of windows where nothing speaks against it: the larger, the smaller the share of margins that passes the network twice."""
@@ -31,6 +32,16 @@ class Windows:
 
     tile: int
     margin: int
+
+
+class Choice(NamedTuple):
+    """What runs a network, in which arithmetic."""
+
+    backend: Engine
+    precision: Precision = "float32"
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
 
 
 @dataclass
@@ -50,6 +61,20 @@ class Model:
     def needs_context(self) -> bool:
         """Whether it reads the scene's context beside each tile."""
         return self.network is not None and self.network.needs_context
+
+    @property
+    def reference(self) -> Choice:
+        """What runs it unless something else is asked for, and what others are compared with."""
+        return Choice("onnx" if self.network is None else "torch")
+
+    @cached_property
+    def graphs(self) -> "Graphs":
+        """Names the ONNX file for windows of (height, width)."""
+        if self.network is None:
+            return lambda size: self.path
+        from rsdistill.inference.graphs import NetworkGraphs
+
+        return NetworkGraphs(self.network, self.card)
 
     def windows(self, tile: int | None, margin: int | None) -> Windows:
         """Return the windows to use: what was asked for, else what the card says, on tiles as large as are useful.
@@ -85,13 +110,13 @@ def find_model(work: Path, named: Path | None) -> Path:
     Raises:
         CheckpointError: there is no such model; the models in the workspace are named.
     """
-    if named is not None and named.exists():
+    if named is not None and (named.is_file() or named.suffix in (".safetensors", ".onnx")):
         return named
     inside = work / f"{named or 'student'}.safetensors"
-    if inside.exists():
+    if inside.is_file():
         return inside
     there = ", ".join(sorted(file.stem for file in work.glob("*.safetensors"))) or "no model"
-    made = "run rsdistill distill first, or name a model with --model"
+    made = "train-teacher and distill make models; one elsewhere is named by its path"
     raise CheckpointError(f"no model {named or inside} (the workspace {work} holds {there})", hint=made)
 
 
@@ -131,26 +156,47 @@ def backend_for(
     scene: Source,
     bands: Sequence[int],
     *,
+    choice: Choice,
     device: str = "auto",
-    precision: Precision = "float32",
     threads: int | None = None,
+    compiled: bool = False,
+    canvases: Path | None = None,
+    progress: Progress = SILENT,
 ) -> Backend:
-    """Return what maps ``scene`` with ``model``.
+    """Return what maps ``scene`` with ``model``; the context of a network that needs it is kept in the folder ``canvases``.
 
     Raises:
         DeviceError: the device is not there.
-        ConfigError: an exported model was asked for what only torch can do.
+        MissingExtraError: the engine is not installed.
+        ConfigError: the engine cannot do what was asked.
     """
-    if model.network is None:
+    refuse_unfit(model, choice, device)
+    if choice.backend == "torch":
+        import torch
+
+        from rsdistill.inference.torch_backend import TorchBackend
+
+        if threads:
+            torch.set_num_threads(threads)
+        how: dict[str, Any] = {"scene": scene, "bands": bands, "compiled": compiled, "canvases": canvases, "progress": progress}
+        return TorchBackend(cast("Network", model.network), model.card, device=device, precision=choice.precision, **how)
+    if choice.backend == "onnx":
         from rsdistill.inference.onnx_backend import OnnxBackend
 
-        if precision != "float32":
-            raise ConfigError(f"{model.path} runs in float32, not {precision}", hint="leave --precision out, or use the .safetensors model")
-        return OnnxBackend(model.path, model.card, threads=threads)
-    import torch
+        return OnnxBackend(model.graphs, model.card, stride=model.stride, threads=threads)
+    from rsdistill.inference.openvino_backend import OpenVinoBackend
 
-    from rsdistill.inference.torch_backend import TorchBackend
+    return OpenVinoBackend(model.graphs, model.card, stride=model.stride, precision=choice.precision, threads=threads)
 
-    if threads:
-        torch.set_num_threads(threads)
-    return TorchBackend(model.network, model.card, device=device, precision=precision, scene=scene, bands=bands)
+
+def refuse_unfit(model: Model, choice: Choice, device: str) -> None:
+    """Raise ConfigError where ``choice`` cannot run ``model`` on ``device``, whatever is installed."""
+    graph = choice.backend != "torch"
+    if not graph and model.network is None:
+        raise ConfigError(f"{model.path} is an exported model, which torch does not run", hint="use --backend onnx or openvino")
+    if graph and model.needs_context:
+        raise ConfigError(f"{model.path} reads the scene's context, which only torch gives it", hint="leave --backend out")
+    if graph and device not in ("auto", "cpu"):
+        raise ConfigError(f"--backend {choice.backend} runs on the processor, not on {device}", hint="leave --device or --backend out")
+    if choice.backend == "onnx" and choice.precision != "float32":
+        raise ConfigError(f"onnxruntime computes in float32, not in {choice.precision}", hint="leave --precision or --backend out")

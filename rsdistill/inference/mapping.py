@@ -1,12 +1,10 @@
 """Scenes through a model: what is checked before, which windows, which backend; strips come out."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, cast
 
 from rsdistill import __version__
 from rsdistill.errors import ConfigError, SceneError
@@ -14,28 +12,31 @@ from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.interest import Interest
 from rsdistill.geo.resampling import ResampledScene
 from rsdistill.geo.scenes import Scene, open_scene
-from rsdistill.geo.windows import Grid, Window
+from rsdistill.geo.windows import Window, plan
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.blending import Strip, Wanted
-from rsdistill.inference.engine import Stats, strips
+from rsdistill.inference.choosing import Sample, samples, settled
+from rsdistill.inference.engine import Job, Stats, strips
+from rsdistill.inference.fitting import band_notes, bands_for, check_type, name_doubts, size_doubts
+from rsdistill.inference.heap import bound_heap
 from rsdistill.inference.journal import Journal
-from rsdistill.inference.loading import Model, backend_for, load, read_model_card
+from rsdistill.inference.loading import Choice, Model, Windows, backend_for, load, read_model_card
+from rsdistill.inference.memory import engine_bytes, fitting, network_bytes
 from rsdistill.inference.products import framed
-from rsdistill.inference.settings import MapConfig
+from rsdistill.inference.settings import Engine, MapConfig
 from rsdistill.reporting import SILENT, Progress
 
-PIXEL_SIZE_RATIO = 1.2
-"""A pixel size that differs from the card's by more is worth a warning."""
-METRES_A_DEGREE = 111_320.0
 LABELS = Wanted()
-CPU_BATCH, ACCELERATOR_BATCH = 2, 16
+CPU_BATCH, ACCELERATOR_BATCH = 1, 16
 """Windows at once: on the processor, more make nothing faster."""
 
 
 class Mapper:
     """A model and how it is to be used, for any number of scenes; the network is loaded when the first is mapped."""
 
-    def __init__(self, config: MapConfig, model: Path, progress: Progress = SILENT, *, pixel_size: float | None = None) -> None:
+    def __init__(
+        self, config: MapConfig, model: Path, progress: Progress = SILENT, *, pixel_size: float | None = None, trusted: bool = False
+    ) -> None:
         """Read the card of the model file ``model``.
 
         Args:
@@ -43,12 +44,16 @@ class Mapper:
             model: a model file.
             progress: told of notes and windows.
             pixel_size: scenes are resampled to it, in units of their CRS.
+            trusted: ``config`` is that of a mapper that has settled what runs the network.
 
         Raises:
             CheckpointError: it is none of ours.
         """
         self.config, self.path, self.progress = config, model, progress
-        self._pixel_size = pixel_size
+        self.pixel_size = pixel_size
+        self._settled, self._placeless = trusted, False
+        self.earlier: Choice | None = None
+        """What an interrupted run that now goes on had chosen: what ``auto`` means then."""
         self.card = read_model_card(model)
         self.table = ClassTable.from_card([dict(entry) for entry in self.card.classes], self.card.ignore)
 
@@ -72,8 +77,8 @@ class Mapper:
         config = self.config
         scene = open_scene(path, nodata=config.nodata or None, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
         try:
-            if self._pixel_size:
-                scene = ResampledScene(scene, self._pixel_size)
+            if self.pixel_size:
+                scene = ResampledScene(scene, self.pixel_size)
             self._check(scene)
         except BaseException:
             scene.close()
@@ -84,18 +89,13 @@ class Mapper:
         """Return the bands of ``scene`` that the model reads, 1-based.
 
         Raises:
-            SceneError: with both numbers, where it has not enough of them.
+            SceneError: it has not enough of them, with both numbers; or only some of their names.
             ConfigError: more or fewer bands were named than the model reads.
         """
-        wanted: Sequence[int | str] = self.config.bands or self.card.bands
-        if len(wanted) != len(self.card.bands):
+        wanted = self.config.bands
+        if wanted and len(wanted) != len(self.card.bands):
             raise ConfigError(f"{len(wanted)} bands are named, {self.path} reads {len(self.card.bands)}", hint="name them in its order")
-        if not self.config.bands and scene.count < max(self.card.bands):
-            listed = ", ".join(map(str, self.card.bands))
-            raise SceneError(
-                f"{scene.path} has {scene.count} bands, {self.path} reads bands {listed}", hint="--bands says which bands to read instead"
-            )
-        return scene.bands(wanted)
+        return scene.bands(wanted) if wanted else bands_for(scene, self.card, self.path)
 
     def frame(self, scene: Scene) -> Window:
         """Return the part of ``scene`` that results cover: all of it, or ``--window``.
@@ -133,21 +133,32 @@ class Mapper:
         return area
 
     def strips(
-        self, scene: Scene, wanted: Wanted = LABELS, stats: Stats | None = None, journal: Journal | None = None
+        self,
+        scene: Scene,
+        wanted: Wanted = LABELS,
+        stats: Stats | None = None,
+        journal: Journal | None = None,
+        *,
+        part: Window | None = None,
+        canvases: Path | None = None,
     ) -> Iterator[Strip]:
-        """Map ``scene`` and yield strips that cover :meth:`frame` from top to bottom, counted from its corner.
+        """Map ``scene`` and yield strips that cover :meth:`frame`, or ``part``, from top to bottom, counted from its corner.
 
         Args:
             scene: from :meth:`open`.
             wanted: what strips carry beside labels.
             stats: filled while the strips are made.
             journal: keeps the strips, and gives back those that an earlier run kept.
+            part: of :meth:`area`, all that is mapped.
+            canvases: folder where the scene's context is kept for the other parts.
 
         Raises:
             ConfigError: an option does not fit the model or the scene.
         """
+        bound_heap()
         config, interest = self.config, self.interest(scene)
-        area, windows, backend = self.area(scene, interest), self.model.windows(config.tile, config.margin), self.backend(scene)
+        area, windows = part or self.area(scene, interest), self.model.windows(config.tile, config.margin)
+        backend = self.backend(scene, canvases)
 
         def below(row: int) -> Iterator[Strip]:
             """Map what lies below the first ``row`` rows of the area."""
@@ -159,7 +170,7 @@ class Mapper:
                 bands=self.bands(scene),
                 tile=windows.tile,
                 margin=windows.margin,
-                batch=config.batch or self._default_batch(),
+                batch=self.batch,
                 blend=config.blend,
                 confidence=wanted.confidence,
                 probabilities=wanted.probabilities,
@@ -171,11 +182,12 @@ class Mapper:
                 yield strip._replace(row=strip.row + row)
 
         found = journal.kept(below) if journal else below(0)
-        return framed(found, area, self.frame(scene), len(self.table))
+        return framed(found, area, part or self.frame(scene), len(self.table))
 
     def mark(self, scene: Scene, wanted: Wanted) -> dict[str, Any]:
         """Return all that the map of ``scene`` depends on: two runs with one mark make the same strips."""
-        fields = set(MapConfig.model_fields) - {"work", "model", "overwrite", "threads"}
+        self.settle(scene, wanted)
+        fields = set(MapConfig.model_fields) - {"work", "model", "overwrite", "threads", "aoi"}
         return {
             "version": __version__,
             "model": self.digest,
@@ -183,61 +195,97 @@ class Mapper:
             "aoi": self.config.aoi and _file_state(self.config.aoi),
             "options": self.config.model_dump(mode="json", include=fields),
             "wanted": list(vars(wanted).values()),
-            "pixel_size": self._pixel_size,
+            "pixel_size": self.pixel_size,
         }
 
-    def backend(self, scene: Scene) -> Backend:
-        """Return what runs the model on ``scene``.
+    def backend(self, scene: Scene, canvases: Path | None = None) -> Backend:
+        """Return what runs the model on ``scene``; its context is kept in the folder ``canvases``.
 
         Raises:
-            ConfigError: turned windows were asked for, of a network that reads the scene's context.
+            ConfigError: an option does not fit the model.
         """
-        config = self.config
-        backend = backend_for(
-            self.model, scene, self.bands(scene), device=config.device, precision=config.precision, threads=config.threads
-        )
-        if config.tta == "none":
+        backend = self._backend(scene, self.settle(scene), compiled=self.config.compile, canvases=canvases)
+        if self.config.tta == "none":
             return backend
-        if self.model.needs_context:
-            raise ConfigError(
-                f"{self.path} reads the scene's context, which does not turn with a window", hint="leave --tta out, or map with a student"
-            )
         from rsdistill.inference.symmetries import D4Backend
 
         return D4Backend(backend)
 
-    def _default_batch(self) -> int:
+    def settle(self, scene: Scene, wanted: Wanted = LABELS) -> Choice:
+        """Return what runs the network on ``scene`` and on all that follow; from then on :attr:`config` names it.
+
+        Raises:
+            ConfigError: what was named cannot run, or gives other labels than float32 does.
+        """
+        if not self._settled:
+            if self.config.max_memory:
+                self.config = self.config.model_copy(update={"tile": self._fitting(scene, wanted, self.config.max_memory).tile})
+            choice = self.earlier if self.earlier and self.config.backend == "auto" else self._settle(scene)
+            self.config, self._settled = self.config.model_copy(update=choice._asdict()), True
+        return Choice(cast(Engine, self.config.backend), self.config.precision or "float32")
+
+    def _settle(self, scene: Scene) -> Choice:
+        def some() -> list[Sample]:
+            windows = self.model.windows(self.config.tile, self.config.margin)
+            return samples(scene, self.bands(scene), self._job(scene, windows))
+
+        how: dict[str, Any] = {"on_processor": self.config.backend != "auto" or self._on_processor, "progress": self.progress}
+        return settled(self.model, self.config, some, partial(self._backend, scene), **how)
+
+    def _fitting(self, scene: Scene, wanted: Wanted, megabytes: int) -> Windows:
+        """Return the windows to use within so much memory."""
+
+        def needed(side: int) -> int:
+            job = self._job(scene, Windows(side, windows.margin))
+            own = engine_bytes(scene, job, self.bands(scene), len(self.table), self.config.blend, wanted)
+            return own + network_bytes(self.model, self.batch, job.plan.tile)
+
+        windows = self.model.windows(self.config.tile, self.config.margin)
+        found = fitting(megabytes * 1_000_000, windows, self.model.stride, needed)
+        if found != windows:
+            self.progress.message(f"windows of {found.tile} pixels in place of {windows.tile}, to need less than {megabytes} MB")
+        return found
+
+    def _job(self, scene: Scene, windows: Windows) -> Job:
+        layout = plan(scene.grid.height, scene.grid.width, windows.tile, windows.margin, self.model.stride)
+        return Job.of(layout, self.area(scene, self.interest(scene)), self.config.blend)
+
+    def _backend(self, scene: Scene, choice: Choice, *, compiled: bool, canvases: Path | None = None) -> Backend:
+        how: dict[str, Any] = {"device": self.config.device, "threads": self.config.threads, "progress": self.progress}
+        return backend_for(self.model, scene, self.bands(scene), choice=choice, compiled=compiled, canvases=canvases, **how)
+
+    @property
+    def batch(self) -> int:
+        """How many windows pass the network at once."""
+        return self.config.batch or (CPU_BATCH if self._on_processor else ACCELERATOR_BATCH)
+
+    @property
+    def _on_processor(self) -> bool:
         if self.model.network is None:
-            return CPU_BATCH
+            return True
         from rsdistill.inference.torch_backend import find_device
 
-        return CPU_BATCH if find_device(self.config.device).type == "cpu" else ACCELERATOR_BATCH
+        return find_device(self.config.device).type == "cpu"
 
     def _check(self, scene: Scene) -> None:
         bands = self.bands(scene)
-        if self.card.dtype and not np.can_cast(scene.dtype, self.card.dtype, "safe"):
-            raise SceneError(
-                f"{scene.path} is {scene.dtype}, {self.path} was trained on {self.card.dtype}", hint="bring both to one scale and type"
-            )
-        if self.config.require_crs and not scene.grid.georeferenced:
-            raise SceneError(f"{scene.path} has no CRS", hint="set it with gdal_edit.py -a_srs, or leave --require-crs out")
-        if not self.config.bands and len(scene.color_bands) > max(bands):
-            listed = ", ".join(map(str, bands))
-            self.progress.message(f"{scene.path} has {len(scene.color_bands)} bands; bands {listed} are read (--bands chooses others)")
-        self._compare_pixel_size(scene)
-        for note in scene.ignored_sidecars:
-            self.progress.warn(note)
+        check_type(scene, self.card, self.path)
+        if not scene.grid.georeferenced:
+            self._without_crs(scene)
+        if not self.config.bands:
+            for note in band_notes(scene, self.card, bands):
+                self.progress.message(note)
+            for doubt in name_doubts(scene, self.card, self.path, bands):
+                self.progress.warn(doubt)
+        for doubt in (*size_doubts(scene, self.card, self.path), *scene.ignored_sidecars):
+            self.progress.warn(doubt)
 
-    def _compare_pixel_size(self, scene: Scene) -> None:
-        known, ours = self.card.pixel_size, ground_size(scene.grid)
-        if known is None or ours is None:
-            return
-        theirs = (known, known) if isinstance(known, int | float) else known
-        if any(max(a / b, b / a) > PIXEL_SIZE_RATIO for a, b in zip(ours, theirs, strict=True)):
-            self.progress.warn(
-                f"{scene.path} has pixels of {ours[0]:.3g} m, {self.path} was trained on {theirs[0]:.3g} m: expect a worse map "
-                "(--pixel-size resamples)"
-            )
+    def _without_crs(self, scene: Scene) -> None:
+        if self.config.require_crs:
+            raise SceneError(f"{scene.path} has no CRS", hint="set it with gdal_edit.py -a_srs, or leave --require-crs out")
+        if not self._placeless:
+            self.progress.warn(f"{scene.path} has no CRS: such scenes are taken in pixel coordinates")
+        self._placeless = True
 
 
 def _file_state(path: Path) -> tuple[int, int]:
@@ -246,15 +294,3 @@ def _file_state(path: Path) -> tuple[int, int]:
         return 0, 0
     state = path.stat()
     return state.st_size, state.st_mtime_ns
-
-
-def ground_size(grid: Grid) -> tuple[float, float] | None:
-    """Return the height and width of a pixel in metres, at the middle of ``grid``; None without a CRS."""
-    if grid.crs is None:
-        return None
-    if not grid.crs.is_geographic:
-        factor = float(grid.crs.linear_units_factor[1])
-        return grid.pixel_size[0] * factor, grid.pixel_size[1] * factor
-    a, b, _, d, e, _ = grid.transform[:6]
-    shrink = float(np.cos(np.radians((grid.transform @ (grid.width / 2, grid.height / 2))[1])))
-    return METRES_A_DEGREE * float(np.hypot(b * shrink, e)), METRES_A_DEGREE * float(np.hypot(a * shrink, d))

@@ -1,6 +1,8 @@
-"""The ONNX backend: an exported model in onnxruntime, without torch."""
+"""The ONNX backend: exported models in onnxruntime, without torch."""
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +16,33 @@ from rsdistill.inference.backends import Backend
 from rsdistill.inference.scores import Floats, argmax
 from rsdistill.models.card import FORMAT_VERSION, HEADER_KEY, ModelCard
 
+Graphs = Callable[[tuple[int, int]], Path]
 LEAST = np.float32(1e-30)
 """Probabilities below are taken for this, so that each has a logarithm."""
 
 
-class OnnxBackend(Backend):
-    """An exported model: pixels divided by 255 in, probabilities out, windows of one size."""
+class GraphBackend(Backend):
+    """Base of the backends that run ONNX files as ``export`` writes them: pixels divided by 255 in, probabilities out."""
 
-    def __init__(self, path: Path, card: ModelCard, *, threads: int | None = None) -> None:
-        """Open the file for ``threads`` threads, as many as there are cores by default.
+    def __init__(self, graphs: Graphs, card: ModelCard, *, stride: int) -> None:
+        """Run the graph that suits each batch.
 
-        Raises:
-            CheckpointError: it is no ONNX model, or not one of the form that ``export`` writes.
-            MissingExtraError: onnxruntime is not installed.
+        Args:
+            graphs: names the ONNX file for windows of (height, width).
+            card: the mean of each band, and the classes.
+            stride: sides of the windows are multiples of it.
         """
-        self._session = open_session(path, threads)
-        self._input = self._session.get_inputs()[0].name
-        self.stride, self.classes = _tile(path, self._session), len(card.classes)
+        self._graphs, self.stride, self.classes = graphs, stride, len(card.classes)
         self._mean = np.array(card.mean, np.float32).reshape(-1, 1, 1)
+
+    @abstractmethod
+    def _run(self, pixels: Floats) -> Floats:
+        """Return the probabilities of (N, C, T, T) pixels."""
 
     def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
         """As the base class: logarithms of probabilities, which are logits up to a constant a pixel."""
-        odds = self._probabilities(images, valid)
-        return np.log(np.maximum(odds, LEAST, out=odds), out=odds)
+        odds = np.maximum(self._probabilities(images, valid), LEAST)
+        return np.log(odds, out=odds)
 
     def labels(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> NDArray[np.uint8]:
         """As the base class; the likeliest class needs no logarithm."""
@@ -46,7 +52,20 @@ class OnnxBackend(Backend):
         # Invalid pixels are 0 after normalisation, and the mean before it.
         pixels = np.where(valid[:, None], images, self._mean).astype(np.float32, copy=False)
         pixels /= np.float32(255)
-        return self._session.run(None, {self._input: pixels})[0]
+        return self._run(pixels)
+
+
+class OnnxBackend(GraphBackend):
+    """ONNX files in onnxruntime."""
+
+    def __init__(self, graphs: Graphs, card: ModelCard, *, stride: int, threads: int | None = None) -> None:
+        """As the base class, with ``threads`` threads, as many as there are cores by default."""
+        super().__init__(graphs, card, stride=stride)
+        self._open = cache(lambda size: open_session(graphs(size), threads))
+
+    def _run(self, pixels: Floats) -> Floats:
+        session = self._open(pixels.shape[-2:])
+        return session.run(None, {session.get_inputs()[0].name: pixels})[0]
 
 
 def read_onnx_card(path: Path) -> ModelCard:

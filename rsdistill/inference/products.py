@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.windows import Grid, Window
@@ -34,6 +35,12 @@ class Products:
     def paths(self) -> tuple[Path, ...]:
         """All of them."""
         return (*self.outs, *(path for path in (self.confidence, self.probabilities) if path))
+
+    @property
+    def absolute(self) -> "Products":
+        """The same files by paths that mean the same in every folder."""
+        shares = (path and path.absolute() for path in (self.confidence, self.probabilities))
+        return Products(tuple(path.absolute() for path in self.outs), *shares)
 
     def of_kind(self, kind: str) -> list[Path]:
         """Return those of ``outs`` that are a raster, polygons or a picture."""
@@ -116,7 +123,7 @@ def _write_rasters(
         confidence = products.confidence and stack.enter_context(FloatRasterWriter(products.confidence, grid, **how))
         odds = products.probabilities and stack.enter_context(FloatRasterWriter(products.probabilities, grid, table.names, **how))
         for strip in strips:
-            counts += np.bincount(strip.labels.ravel(), minlength=256)
+            counts += _count(strip.labels)
             for writer in labels:
                 writer.write(strip.row, strip.labels)
             if confidence and strip.confidence is not None:
@@ -124,6 +131,11 @@ def _write_rasters(
             if odds and strip.probabilities is not None:
                 odds.write(strip.row, strip.probabilities)
     return counts[: len(table)].tolist()
+
+
+def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the (256,) count of each value, row by row: numpy makes eight bytes of each pixel that it counts at once."""
+    return sum((np.bincount(row, minlength=256) for row in labels), np.zeros(256, np.int64))
 
 
 def _write_drawn(mask: Path, table: ClassTable, products: Products, look: Look, scene: Path | None) -> None:

@@ -1,6 +1,6 @@
 """Exported graphs in eight-bit integers, and what that costs: calibrated on training tiles, measured on whole validation scenes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from rsdistill.errors import TileSetError
 from rsdistill.geo.burning import BurnOptions
 from rsdistill.geo.files import atomic
 from rsdistill.geo.scenes import open_scene
-from rsdistill.geo.tile_index import Tile, TileSet
+from rsdistill.geo.tile_index import TileSet
+from rsdistill.geo.tiles import Tile
 from rsdistill.geo.windows import Window
 from rsdistill.inference.evaluation import measure, split_subjects
 from rsdistill.inference.exporting import quiet, tidy
@@ -67,7 +68,7 @@ class _Feed:
         return None if image is None else {"image": image}
 
 
-def _calibration(tile_set: TileSet, tiles: tuple[Tile, ...], card: ModelCard, side: int) -> Iterator[NDArray[np.float32]]:
+def _calibration(tile_set: TileSet, tiles: Sequence[Tile], card: ModelCard, side: int) -> Iterator[NDArray[np.float32]]:
     """Yield (1, C, side, side) pixels divided by 255 around each tile; what is not valid, or beyond the scene, is the mean."""
     mean = np.array(card.mean, np.float32)[:, None, None]
     for tile in tiles:
@@ -75,7 +76,7 @@ def _calibration(tile_set: TileSet, tiles: tuple[Tile, ...], card: ModelCard, si
         path = tile_set.path(entry.path)
         with open_scene(path, nodata=own.nodata, allow_vrt=own.allow_vrt, allow_remote=own.allow_remote) as scene:
             window = _around(tile.window, side, entry.height, entry.width)
-            pixels, valid = scene.read(window, card.bands)
+            pixels, valid = scene.read(window, own.bands_of(tile.scene))
         image = np.broadcast_to(mean, (len(card.bands), side, side)).copy()
         image[:, : window.height, : window.width] = np.where(valid, pixels, mean)
         yield image[None] / np.float32(255)
@@ -97,7 +98,8 @@ def validation_miou(model: Path, tile_set: TileSet) -> float:
     card = tile_set.card
     options: dict[str, Any] = {"nodata": card.nodata or (), "allow_vrt": card.allow_vrt, "allow_remote": card.allow_remote}
     mapper = Mapper(MapConfig.of(**options), model)
-    total, boundary = Confusion(len(mapper.table)), Boundary(len(mapper.table))
+    table = mapper.table.by_id()
+    total, boundary = Confusion(len(table)), Boundary(len(table))
     for subject in split_subjects(tile_set, "val"):
-        total.add(measure(subject, mapper.table, mapper, boundary, burn=BurnOptions(), side=1).confusion)
-    return float(total.scores(mapper.table.names).miou)
+        total.add(measure(subject, table, mapper, boundary, burn=BurnOptions(), side=1).confusion)
+    return float(total.scores(table.names).miou)

@@ -13,10 +13,8 @@ from rsdistill.geo.windows import Grid, Window
 
 T = TypeVar("T")
 
-CHUNK_ROWS = 256
-"""Rows read at once where the file's blocks are lower than this, or so high that the block cache has to hold them anyway."""
-MAX_BLOCK_ROWS = 1024
-"""Blocks up to this height are read whole."""
+CHUNK_ROWS = 128
+"""Rows read at once. Higher blocks are decoded once all the same: the block cache holds a row of them."""
 
 
 class Source(Protocol):
@@ -79,9 +77,7 @@ def read_rows(scene: Source, area: Window, bands: Sequence[int]) -> Generator[Ro
 
 
 def _chunk_rows(block_rows: int) -> int:
-    if block_rows > MAX_BLOCK_ROWS:
-        return CHUNK_ROWS
-    return max(1, CHUNK_ROWS // block_rows) * block_rows
+    return max(1, CHUNK_ROWS // block_rows) * block_rows if block_rows < CHUNK_ROWS else CHUNK_ROWS
 
 
 class RowBuffer:

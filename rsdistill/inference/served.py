@@ -35,10 +35,10 @@ class Served(nn.Module):
         return upsample(logits, (image.shape[-2], image.shape[-1])).softmax(dim=1)
 
 
-def probe(card: ModelCard, side: int, count: int, seed: int) -> Tensor:
-    """Return ``count`` noisy tiles (N, C, S, S) of the training pixels' mean and deviation, divided by 255."""
+def probe(card: ModelCard, size: tuple[int, int], count: int, seed: int) -> Tensor:
+    """Return ``count`` noisy tiles (N, C, *size) of the training pixels' mean and deviation, divided by 255."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, len(card.bands), side, side, generator=generator)
+    noise = torch.randn(count, len(card.bands), *size, generator=generator)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (card.mean, card.std))
     return (mean + std * noise) / 255.0
 

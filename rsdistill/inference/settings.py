@@ -1,11 +1,14 @@
 """How a model maps scenes: the options of every command that does (nothing heavy here)."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rsdistill.config import RunConfig
+
+Engine = Literal["torch", "onnx", "openvino"]
+Precision = Literal["float32", "bf16", "fp16"]
 
 
 class MapConfig(RunConfig):
@@ -21,13 +24,24 @@ class MapConfig(RunConfig):
     window: tuple[int, int, int, int] | None = Field(None, description="Map this part only: row,col,height,width in pixels.")
     tile: int | None = Field(None, ge=1, description="Side of the windows in pixels (default: what suits the model).")
     margin: int | None = Field(None, ge=0, description="Pixels at a window's rim whose result is not kept (default: the model's).")
-    batch: int | None = Field(None, ge=1, description="Windows that pass the network at once (default 2, on an accelerator 16).")
+    batch: int | None = Field(None, ge=1, description="Windows that pass the network at once (default 1, on an accelerator 16).")
     blend: Literal["core", "hann", "gaussian"] = Field(
         "core", description="Each pixel from the one window that owns it, or averaged over all that see it with these weights."
     )
     tta: Literal["none", "d4"] = Field("none", description="Average over turned and mirrored windows: d4 takes eight times as long.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
-    precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="Arithmetic of the network.")
+    backend: Engine | Literal["auto"] | None = Field(
+        None,
+        description="What runs the network (default torch; for an exported model onnx): auto tries all on four windows of the first scene "
+        "and takes the fastest that agrees.",
+    )
+    precision: Precision | None = Field(
+        None, description="Arithmetic of the network (default float32; with --backend auto any): less is refused where labels differ."
+    )
+    compile: bool = Field(False, description="Let torch compile the network: some minutes before the first window, faster from then on.")
+    max_memory: int | None = Field(
+        None, ge=1, description="Memory in MB that mapping may take beside the program itself: windows are made smaller to fit."
+    )
     threads: int | None = Field(None, ge=1, description="Threads of the network (default: all cores).")
 
     @field_validator("window", mode="before")
@@ -36,3 +50,36 @@ class MapConfig(RunConfig):
         if isinstance(value, list | tuple) and len(value) != 4:
             raise ValueError("four numbers are needed: row,col,height,width")
         return value
+
+    @model_validator(mode="after")
+    def _torch_compiles(self) -> Self:
+        if self.compile and self.backend not in (None, "torch"):
+            raise ValueError("--compile is for --backend torch")
+        return self
+
+
+class ScaleConfig(MapConfig):
+    """Options of mapping on many processes and machines."""
+
+    workers: int = Field(1, ge=1, description="Processes that map shards of the scenes at the same time.")
+    engine: Literal["processes", "dask"] = Field("processes", description="What runs the workers: processes of this machine, or Dask.")
+    scheduler: str | None = Field(None, description="Address of a Dask scheduler (default: a cluster of --workers on this machine).")
+    scheduler_file: Path | None = Field(None, description="JSON file that a Dask scheduler wrote, in place of its address.")
+    shard_size: int = Field(4096, ge=1, description="Side in pixels, about, of the shards that workers take.")
+    retries: int = Field(2, ge=0, description="Further attempts that a shard gets when it fails for another reason than its input.")
+    shard: str | None = Field(None, description="Map this shard of each scene only: 3/8, or auto/8 in an array job; see rsdistill merge.")
+
+    @property
+    def scaled(self) -> bool:
+        """Whether workers are asked for."""
+        return self.workers > 1 or self.engine != "processes"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.shard is not None and self.scaled:
+            raise ValueError("--shard maps one shard in this process; leave --workers and --engine out")
+        if self.shard is not None and self.backend == "auto":
+            raise ValueError("--shard with --backend auto: each task would choose for itself; name what --dry-run chooses")
+        if (self.scheduler or self.scheduler_file) and self.engine != "dask":
+            raise ValueError("a scheduler needs --engine dask")
+        return self

@@ -10,6 +10,10 @@ from rsdistill.geo.windows import Window
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.scores import Floats
 
+Turn = tuple[int, bool]
+"""Quarter turns against the clock, after mirroring left to right where that is True."""
+UPRIGHT: Turn = (0, False)
+
 
 class D4Backend(Backend):
     """A backend asked eight times: about each window, turned by each quarter and mirrored.
@@ -31,8 +35,8 @@ class D4Backend(Backend):
         return np.divide(total, np.float32(8), out=total)
 
 
-def symmetries() -> Iterator[tuple[int, bool]]:
-    """Yield the eight symmetries as (quarter turns, mirrored)."""
+def symmetries() -> Iterator[Turn]:
+    """Yield the eight symmetries of the square."""
     for mirrored in (False, True):
         for quarters in range(4):
             yield quarters, mirrored

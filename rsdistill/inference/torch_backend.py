@@ -1,24 +1,31 @@
 """The torch backend: a network in this process, on the processor or an accelerator."""
 
-from collections.abc import Sequence, Sized
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Callable, Sequence, Sized
+from copy import copy
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from rsdistill.batches import Segmentation
 from rsdistill.errors import ConfigError, DeviceError, MemoryLimitError
 from rsdistill.geo.windows import Window
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.canvas import SceneCanvas
+from rsdistill.inference.canvas_store import CanvasStore
+from rsdistill.inference.lanes import lanes
 from rsdistill.inference.reading import Source
 from rsdistill.inference.scores import Floats
+from rsdistill.inference.settings import Precision
+from rsdistill.inference.symmetries import UPRIGHT
 from rsdistill.methods.base import upsample
 from rsdistill.models.ginet import GINet
 from rsdistill.models.network import Network
+from rsdistill.reporting import SILENT, Progress
 
-Precision = Literal["float32", "bf16", "fp16"]
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,6 +65,9 @@ class TorchBackend(Backend):
         precision: Precision = "float32",
         scene: Source | None = None,
         bands: Sequence[int] | None = None,
+        compiled: bool = False,
+        canvases: Path | None = None,
+        progress: Progress = SILENT,
     ) -> None:
         """Move ``model``, which has to be in eval mode, to ``device``.
 
@@ -68,10 +78,13 @@ class TorchBackend(Backend):
             precision: type that convolutions are computed in; logits are float32 in any case.
             scene: what will be mapped, from top to bottom; only a network that needs context has to know it before.
             bands: of ``scene``, 1-based, those of the card by default.
+            compiled: let torch compile the network when the first batch comes.
+            canvases: folder where what the network makes of the context is kept for other processes.
+            progress: told when memory does not suffice for a batch.
 
         Raises:
             DeviceError: the device is not there.
-            ConfigError: the network needs context and no scene is given.
+            ConfigError: the network needs context, and no scene is given or it is to be compiled.
         """
         self.stride, self.classes = model.stride, len(card.classes)
         self.device = find_device(device)
@@ -80,22 +93,48 @@ class TorchBackend(Backend):
         self._mean = torch.tensor(card.mean, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
         self._std = torch.tensor(card.std, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
         self._most: int | None = None
+        self._progress, self._turn = progress, UPRIGHT
         self._canvas: SceneCanvas | None = None
+        self._forward: Callable[[Tensor], Segmentation] = compile_network(self._model) if compiled else self._model
+        if model.needs_context and compiled:
+            raise ConfigError("a network that reads the scene's context is not compiled", hint="leave --compile out")
         if model.needs_context:
             if scene is None:
                 raise ConfigError("this network needs the scene's context", hint="give the backend the scene")
             ratio = cast(GINet, model).args.context_ratio
-            self._canvas = SceneCanvas(model, scene, bands or card.bands, self._image, ratio=ratio, margin=card.canvas_margin)
+            store = CanvasStore(canvases) if canvases else None
+            how: dict[str, Any] = {"ratio": ratio, "margin": card.canvas_margin, "store": store}
+            self._canvas = SceneCanvas(model, scene, bands or card.bands, self._image, **how)
+        self._lanes = lanes(self.device, one_stream=self._canvas is not None) if self.device.type == "cuda" else None
+        self.ahead = 0 if self._lanes is None else 1
 
     def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
         """As the base class."""
-        return np.concatenate([logits.cpu().numpy() for logits in self._parts(images, valid, windows)])
+        parts = [logits.cpu().numpy() for logits in self._parts(images, valid, windows)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def labels(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> NDArray[np.uint8]:
         """As the base class; on an accelerator only the labels cross the bus."""
         if self.device.type == "cpu":
             return super().labels(images, valid, windows)
         return np.concatenate([logits.argmax(1).to(torch.uint8).cpu().numpy() for logits in self._parts(images, valid, windows)])
+
+    def start(
+        self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window], *, scores: bool
+    ) -> Callable[[], NDArray[Any]]:
+        """As the base class; on CUDA the host goes on while pixels, network and answer are on their way."""
+        if self._lanes is None:
+            return super().start(images, valid, windows, scores=scores)
+        lane = next(self._lanes)
+        with lane.entered():
+            parts = self._parts(lane.pinned(images), valid, windows)
+            return lane.fetch(torch.cat([part if scores else part.argmax(1).to(torch.uint8) for part in parts]))
+
+    def turned(self, quarters: int, mirrored: bool) -> "TorchBackend":
+        """As the base class: the same network, which sees the scene's context turned likewise."""
+        twin = copy(self)
+        twin._turn = (quarters, mirrored)
+        return twin
 
     def _parts(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> list[Tensor]:
         """Run a batch, in halves (and from then on in no larger pieces) when memory does not suffice."""
@@ -115,19 +154,20 @@ class TorchBackend(Backend):
                     f"a window of {sides} pixels needs more memory than {self.device} has", hint="use a smaller --tile"
                 ) from None
         self._most = count // 2
+        self._progress.warn(f"{count} windows at once need more memory than {self.device} has: {self._most} from here on")
         return self._parts(images, valid, windows)
 
     def _logits(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Tensor:
         size = (images.shape[-2], images.shape[-1])
         with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             image, _ = self._image(images, valid)
-            answer = self._model(image) if self._canvas is None else self._canvas.decode(image, windows)
+            answer = self._forward(image) if self._canvas is None else self._canvas.decode(image, windows, self._turn)
             return upsample(answer.logits.float(), size)
 
     def _image(self, images: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
         """Return pixels as the network takes them, and their validity, on its device."""
-        known = torch.from_numpy(valid).to(self.device)
-        return normalise(torch.from_numpy(images).to(self.device), known, self._mean, self._std), known
+        known = torch.from_numpy(valid).to(self.device, non_blocking=True)
+        return normalise(torch.from_numpy(images).to(self.device, non_blocking=True), known, self._mean, self._std), known
 
 
 def normalise(raw: Tensor, valid: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -137,16 +177,36 @@ def normalise(raw: Tensor, valid: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return image.masked_fill_(~valid[:, None], 0.0)
 
 
+def compile_network(model: nn.Module) -> Callable[[Tensor], Segmentation]:
+    """Return ``model`` so that torch compiles it when it is first called, which raises DeviceError where it cannot."""
+    made = torch.compile(model, dynamic=False)
+
+    def forward(image: Tensor) -> Segmentation:
+        try:
+            return made(image)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).splitlines()[0]
+            raise DeviceError(
+                f"torch cannot compile the network here: {reason}", hint="install a C++ compiler, or leave --compile out"
+            ) from None
+
+    return forward
+
+
 def find_device(name: str) -> torch.device:
     """Return the torch device called ``name``; ``auto`` is an accelerator where there is one.
 
     Raises:
-        DeviceError: there is no such device.
+        ConfigError: no device is called so.
+        DeviceError: there is no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device '{name}'", hint="auto, cpu, cuda, cuda:1 or mps") from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DeviceError(f"device '{name}' is not there: {str(error).splitlines()[0]}", hint="use --device cpu, or auto") from None

@@ -62,6 +62,18 @@ def load_method(spec: str, options: Mapping[str, Any] | None = None) -> "Method"
     return combined
 
 
+def check_names(spec: str) -> None:
+    """Refuse a ``spec`` whose names are neither in METHODS nor import strings, before anything is imported.
+
+    Raises:
+        ConfigError: the first such name, with the nearest known one.
+    """
+    for name in map(str.strip, spec.split("+")):
+        if name not in METHODS and ":" not in name:
+            hint = "methods: " + ", ".join(METHODS) + ", several joined by +, or package.module:Class"
+            raise ConfigError(f"unknown method '{name}'{nearest(name, METHODS)}", hint=hint)
+
+
 def options_of(method: "type[Method]") -> dict[str, Any]:
     """Return the options of a method's class and their defaults."""
     parameters = inspect.signature(method).parameters.values()
@@ -72,9 +84,7 @@ def _find(name: str) -> "tuple[str, type[Method]]":
     """Return the name that options go by and the class."""
     from rsdistill.methods.base import Method
 
-    if name not in METHODS and ":" not in name:
-        hint = "methods: " + ", ".join(METHODS) + ", several joined by +, or package.module:Class"
-        raise ConfigError(f"unknown method '{name}'{nearest(name, METHODS)}", hint=hint)
+    check_names(name)
     module, _, attribute = METHODS.get(name, name).partition(":")
     if not all(part.isidentifier() for part in module.split(".")):
         raise ConfigError(f"'{name}' names no module", hint="a method of yours is named package.module:Class")

@@ -5,6 +5,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from rsdistill.errors import ConfigError, nearest
@@ -150,3 +151,8 @@ def hub_weights(encoder: nn.Module, name: str) -> tuple[str, str, str | None] | 
         return None
     repository, _, revision = config.hf_hub_id.partition("@")
     return repository, "model.safetensors", revision or None
+
+
+def synchronise_norms(network: nn.Module) -> None:
+    """Let every BatchNorm of ``network`` take its statistics over all processes of a run; weights and names stay what they are."""
+    convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]  # torch's own drops the activation of timm's norms

@@ -30,6 +30,7 @@ class ClassEntry(TypedDict):
     id: Annotated[int, Field(ge=0, le=65534)]
     name: Annotated[str, Field(min_length=1)]
     color: NotRequired[str]
+    sources: NotRequired[list[int]]
 
 
 def _one_based(bands: tuple[int, ...]) -> tuple[int, ...]:
@@ -148,7 +149,8 @@ def _read_header(path: Path) -> dict[str, Any]:
     except (LookupError, TypeError, ValueError):
         raise CheckpointError(f"{path} is not a safetensors file: a tensor has no place in it", hint=hint) from None
     if end != status.st_size:
-        raise CheckpointError(f"{path} should have {end} bytes and has {status.st_size}: it was cut short or damaged", hint="copy it again")
+        size = f"{status.st_size} bytes, not {end}"
+        raise CheckpointError(f"{path} is not a whole safetensors file: it has {size}", hint="it was cut short or damaged")
     return header
 
 

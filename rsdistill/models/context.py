@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rsdistill.models.backbones import Encoder
 from rsdistill.models.ggn import Guide
@@ -83,7 +84,7 @@ def full_size_logits(canvas: Canvas, encoder: Encoder) -> Tensor:
 @contextmanager
 def running_statistics(encoder: nn.Module) -> Iterator[None]:
     """Let the BatchNorms of ``encoder`` use their running statistics, untouched, for the length of the block."""
-    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    norms = [module for module in encoder.modules() if isinstance(module, _BatchNorm) and module.training]
     for norm in norms:
         norm.training = False
     try:

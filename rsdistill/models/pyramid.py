@@ -51,9 +51,7 @@ def top_down(maps: Sequence[Tensor], strides: Sequence[int], offsets: Sequence[f
     return summed
 
 
-def raised(
-    coarse: Tensor, strides: Sequence[int], offsets: Sequence[float], source: int, target: int, size: Sequence[int]
-) -> Tensor:
+def raised(coarse: Tensor, strides: Sequence[int], offsets: Sequence[float], source: int, target: int, size: Sequence[int]) -> Tensor:
     """Up-sample the map of level ``source`` to the cells of level ``target``, cut to ``size``."""
     factor = strides[source] // strides[target]
     if factor == 1:

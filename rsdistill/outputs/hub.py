@@ -62,7 +62,7 @@ def readme(card: Mapping[str, Any], facts: ModelFacts) -> str:
         "---\nlibrary_name: rsdistill\npipeline_tag: image-segmentation\ntags: [remote-sensing, semantic-segmentation, geospatial]\n---\n",
         f"# {facts.name}\n",
         f"A `{card['arch']}` network for the segmentation of georeferenced scenes, {_origin(card, facts)}.\n",
-        f"```bash\nrsdistill predict scene.tif --model {facts.name}/model.safetensors --out mask.tif\n```\n",
+        "```bash\nrsdistill predict scene.tif --model model.safetensors --out mask.tif\n```\n",
         "## What it reads and answers\n",
         _table(("", ""), _facts(card, facts)),
         "## Classes\n",
@@ -76,16 +76,16 @@ def readme(card: Mapping[str, Any], facts: ModelFacts) -> str:
 
 def _origin(card: Mapping[str, Any], facts: ModelFacts) -> str:
     method = card.get("method")
-    if method in (None, "supervised", "ce") or not facts.teachers:
+    if method in (None, "supervised", "ce"):
         return "trained on labels alone"
-    return f"distilled by `{method}` from {' and '.join(facts.teachers)}"
+    return f"distilled by `{method}` from {' and '.join(facts.teachers) or 'a teacher'}"
 
 
 def _facts(card: Mapping[str, Any], facts: ModelFacts) -> list[tuple[str, ...]]:
     names = card.get("band_names") or ()
     bands = ", ".join(f"{band} ({name})" if name else f"{band}" for band, name in zip(card["bands"], [*names, *[None] * 99], strict=False))
     size = card.get("pixel_size")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("bands", bands),
         ("values", card.get("dtype") or "not told"),
         ("normalisation", f"(value - mean) / std with mean {_numbers(card['mean'])} and std {_numbers(card['std'])}"),
@@ -97,7 +97,8 @@ def _facts(card: Mapping[str, Any], facts: ModelFacts) -> list[tuple[str, ...]]:
         a_pixel = facts.operations / facts.side**2
         rows.append(("operations", f"{facts.operations / 1e9:.2f} GFLOP a tile, {a_pixel / 1e3:.1f} kFLOP a pixel"))
     if facts.area is not None:
-        rows.append(("trained on", f"{facts.area.scenes} scenes in {', '.join(facts.area.crs) or 'no reference system'}"))
+        noun = "scene" if facts.area.scenes == 1 else "scenes"
+        rows.append(("trained on", f"{facts.area.scenes} {noun} in {', '.join(facts.area.crs) or 'no reference system'}"))
     if facts.area is not None and facts.area.bounds is not None:
         west, south, east, north = facts.area.bounds
         rows.append(("extent", f"{west:.4f} to {east:.4f} east, {south:.4f} to {north:.4f} north (WGS 84)"))
@@ -144,7 +145,7 @@ def _percent(share: float | None) -> str:
 
 
 def _code(grid: Grid) -> str:
-    authority = grid.crs.to_authority()
+    authority = grid.crs.to_authority() if grid.crs is not None else None
     return ":".join(authority) if authority else "a local reference system"
 
 

@@ -1,6 +1,6 @@
 """A mask read back: the class table that its ``.aux.xml`` tells, and its pixels as class indices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -12,6 +12,7 @@ from rsdistill.geo.classes import IGNORE, ClassTable, LandClass
 from rsdistill.geo.scenes import Scene
 from rsdistill.geo.sources import parse_xml
 from rsdistill.geo.windows import Window
+from rsdistill.outputs.styles import LABEL_DOMAIN
 
 ROWS = 512
 """Read at once: whole rows of a mask's blocks."""
@@ -20,8 +21,11 @@ ROWS = 512
 def mask_table(mask: Path) -> ClassTable | None:
     """Return the class table in the attribute table beside a mask; None where there is none that makes sense."""
     try:
-        rows = parse_xml(mask.with_name(mask.name + ".aux.xml")).findall(".//GDALRasterAttributeTable/Row")
-        return ClassTable(tuple(_class(row) for row in rows))
+        document = parse_xml(mask.with_name(mask.name + ".aux.xml"))
+        labels = {item.get("key"): item.text for item in document.findall(f"Metadata[@domain='{LABEL_DOMAIN}']/MDI")}
+        values = {key: [int(value) for value in (text or "").split()] for key, text in labels.items()}
+        classes = [_class(row, values) for row in document.findall(".//GDALRasterAttributeTable/Row")]
+        return ClassTable(tuple(classes), tuple(values.get("ignore", ())))
     except (OSError, ValueError, ClassTableError):
         return None
 
@@ -45,8 +49,8 @@ def read_mask(mask: Scene, table: ClassTable) -> Iterator[tuple[Window, NDArray[
         yield window, index
 
 
-def _class(row: ET.Element) -> LandClass:
-    """One row of the attribute table: value, name, red, green, blue."""
+def _class(row: ET.Element, labels: Mapping[str | None, Sequence[int]]) -> LandClass:
+    """One row of the attribute table (value, name, red, green, blue), with the label values that mean it."""
     value, name, *color = (cell.text or "" for cell in row.findall("F"))
     red, green, blue = map(int, color)
-    return LandClass(int(value), name, f"#{red:02x}{green:02x}{blue:02x}")
+    return LandClass(int(value), name, f"#{red:02x}{green:02x}{blue:02x}", tuple(labels.get(f"sources_{value}", ())))

@@ -21,7 +21,7 @@ from rsdistill.geo.sources import check_source
 Bytes = NDArray[np.uint8]
 
 PERCENTILES = (2, 98)
-"""Values of a band below and above these become black and white."""
+"""Values below and above these become black and white."""
 CACHE_MB = 64
 """Of blocks that GDAL keeps: each is looked at once, and its own default grows with the machine."""
 
@@ -62,13 +62,15 @@ def small_scene(scene: Scene, side: int) -> tuple[Bytes, NDArray[np.bool_]]:
 
 
 def stretch(values: NDArray[Any], valid: NDArray[np.bool_]) -> Bytes:
-    """Turn (3 or 1, h, w) values of any unit into (h, w, 3) colours: each band between its percentiles; black where not ``valid``."""
+    """Turn (3 or 1, h, w) values of any unit into (h, w, 3) colours between their percentiles; black where not ``valid``.
+
+    All bands share one range, so that a photograph keeps its hues.
+    """
     picture = np.zeros((*valid.shape, 3), np.uint8)
-    for channel in range(3 if valid.any() else 0):
-        band = values[channel % len(values)].astype(np.float32)
-        low, high = np.percentile(band[valid], PERCENTILES)
-        share = (band - low) / max(float(high - low), 1e-12)
-        picture[..., channel] = np.where(valid, share.clip(0, 1) * 255, 0).astype(np.uint8)
+    if valid.any():
+        low, high = np.percentile(values[:, valid].astype(np.float32), PERCENTILES)
+        share = (np.nan_to_num(values.astype(np.float32)) - low) / max(float(high - low), 1e-12)
+        picture[:] = np.where(valid, share.clip(0, 1) * 255, 0).astype(np.uint8).transpose(1, 2, 0)
     return picture
 
 

@@ -26,6 +26,8 @@ from rsdistill.outputs.vectors import DRIVERS, Columns, write_vectors
 
 STRIP_PIXELS = 1 << 22
 """Pixels that are worked on at once: some 200 MB on the noisiest mask."""
+_NO_START = " `~!@#$%^&*()+-={}|[]\\:\";'<>?,./"
+"""What GDAL lets no layer of a GeoPackage begin with."""
 
 
 def write_polygons(
@@ -41,19 +43,17 @@ def write_polygons(
 ) -> int:
     """Turn the mask into polygons, with their style inside the file (GeoPackage) or beside it; return how many there are.
 
-    The polygons are valid, cover the valid pixels without gap or overlap, and are the same however the mask is read. A file that stands
-    under the name is replaced.
+    They are valid, cover the valid pixels without gap or overlap, and do not depend on how the mask is read. What stands there is replaced.
 
     Args:
         mask: label raster of class ids.
         path: file to make; its suffix (.gpkg, .fgb, .geojson, .parquet) picks the format. GeoJSON is in longitude and latitude.
         table: the mask's classes.
         min_area: smaller regions go to the neighbour with which they share the longest border; m², or pixels where no CRS is known.
-        simplify: straighten outlines, each common border once: about the side of the details that go, in metres (or pixels). All
-            polygons are then in memory at once.
+        simplify: side of the details that go from outlines, each border once, in metres (or pixels); all polygons are then in memory.
         confidence: raster of confidence on the same grid, averaged over each polygon.
-        aoi: polygons are clipped to this area, which is in the mask's CRS.
-        layer: name of the layer; by default the file's stem.
+        aoi: polygons are clipped to this area, in the mask's CRS.
+        layer: name of the layer; by default the file's stem, without signs that none may begin with.
 
     Raises:
         ConfigError: another suffix.
@@ -63,24 +63,22 @@ def write_polygons(
     if path.suffix not in DRIVERS:
         raise ConfigError(f"{path} names no format of polygons", hint="suffixes: " + " ".join(DRIVERS))
     refuse_existing([path], overwrite=True)
-    layer = layer or path.stem
+    layer = layer or path.stem.lstrip(_NO_START) or "polygons"
     with open_scene(mask) as labels:
         measure = Measure(labels.grid)
         strips = partial(read_strips, labels, table, confidence)
-        if min_area > 0:
-            strips = partial(sieve, strips, min_area / measure.pixel_area)
+        strips = partial(sieve, strips, min_area / measure.pixel_area) if min_area > 0 else strips
         polygons = whole_polygons(strips())
         if simplify:
             polygons = simplify_coverage(polygons, simplify / measure.pixel_area**0.5)
         if aoi is not None:
             polygons = clip(polygons, measure.to_pixels(np.array([aoi], object))[0])
         with atomic(path) as made:
-            batches = (to_columns(some, table, measure, confidence=confidence is not None) for some in polygons)
-            count = write_vectors(made, layer, labels.grid.crs, batches, final=path)
+            columns = (to_columns(some, table, measure, confidence=confidence is not None) for some in polygons)
+            count = write_vectors(made, layer, labels.grid.crs, columns, final=path)
             if path.suffix == ".gpkg":
                 add_layer_style(made, layer, class_style(table))
-    if path.suffix != ".gpkg":
-        _write_style(path, table)
+    _write_style(path, table)
     return count
 
 
@@ -111,6 +109,8 @@ def restyle_polygons(path: Path, table: ClassTable, *, layer: str | None = None)
 
 
 def _write_style(path: Path, table: ClassTable) -> None:
+    if path.suffix == ".gpkg":  # holds its own
+        return
     with atomic(path.with_suffix(".qml")) as made:
         made.write_text(class_style(table), encoding="utf-8")
 

@@ -73,7 +73,7 @@ def scale_bar(grid: Grid, share: float = BAR_SHARE) -> tuple[float, str]:
 
 
 def _metres_a_pixel(grid: Grid) -> float | None:
-    if grid.crs is None:
+    if grid.crs is None or not (grid.crs.is_geographic or grid.crs.is_projected):
         return None
     if not grid.crs.is_geographic:
         return float(grid.pixel_size[1] * grid.crs.linear_units_factor[1])

@@ -61,7 +61,14 @@ def picture_side(scenes: int) -> int:
 
 
 def scene_picture(
-    name: str, table: ClassTable, label: Bytes, prediction: Bytes, photo: Bytes | None = None, *, beside: tuple[str, Bytes] | None = None
+    name: str,
+    table: ClassTable,
+    label: Bytes,
+    prediction: Bytes,
+    photo: Bytes | None = None,
+    *,
+    beside: tuple[str, Bytes] | None = None,
+    counted: Bytes | None = None,
 ) -> ScenePicture:
     """Return the layers of a scene.
 
@@ -72,8 +79,10 @@ def scene_picture(
         prediction: (h, w) likewise.
         photo: (h, w, 3) colours of the scene.
         beside: name of a second model, and its (h, w) class index.
+        counted: ``label`` where it counts; all of it by default.
     """
-    wrong = np.where((label == IGNORE) | (prediction == IGNORE), IGNORE, label != prediction).astype(np.uint8)
+    truth = label if counted is None else counted
+    wrong = np.where((truth == IGNORE) | (prediction == IGNORE), IGNORE, truth != prediction).astype(np.uint8)
     layers = [("label", class_png(label, table.colors)), ("prediction", class_png(prediction, table.colors))]
     if beside is not None:
         layers.insert(1, (beside[0], class_png(beside[1], table.colors)))

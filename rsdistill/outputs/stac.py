@@ -42,7 +42,6 @@ def model_item(
         hyperparameters: how it was trained; those that are None are left out.
     """
     name = re.sub(r"[^a-zA-Z0-9_.-]+", "-", path.stem).strip("-.") or "model"
-    framework = "ONNX" if path.suffix == ".onnx" else "PyTorch"
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -53,7 +52,7 @@ def model_item(
             "datetime": datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "mlm:name": name,
             "mlm:architecture": architecture,
-            "mlm:framework": framework,
+            "mlm:framework": "ONNX" if path.suffix == ".onnx" else "PyTorch",
             "mlm:tasks": ["semantic-segmentation"],
             "mlm:total_parameters": parameters,
             "mlm:input": [_input(bands, side)],
@@ -61,18 +60,20 @@ def model_item(
             "mlm:hyperparameters": {key: value for key, value in hyperparameters.items() if value is not None},
         },
         "links": [],
-        "assets": {
-            "model": {
-                "href": f"./{path.name}",
-                "type": media_type,
-                "title": f"{architecture}, {side} x {side} pixels, {len(classes)} classes",
-                "roles": ["mlm:model", "data"],
-                "mlm:artifact_type": artifact,
-                "bands": [{"name": band} for band in bands],
-                "file:size": path.stat().st_size,
-                "file:checksum": SHA256_MULTIHASH + hashlib.sha256(path.read_bytes()).hexdigest(),
-            }
-        },
+        "assets": {"model": _asset(path, media_type, artifact, bands, f"{architecture}, {side} x {side} pixels, {len(classes)} classes")},
+    }
+
+
+def _asset(path: Path, media_type: str, artifact: str, bands: Sequence[str], title: str) -> dict[str, Any]:
+    return {
+        "href": f"./{path.name}",
+        "title": title,
+        "mlm:artifact_type": artifact,
+        "bands": [{"name": band} for band in bands],
+        "type": media_type,
+        "roles": ["mlm:model", "data"],
+        "file:size": path.stat().st_size,
+        "file:checksum": SHA256_MULTIHASH + hashlib.sha256(path.read_bytes()).hexdigest(),
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
+from rsdistill.errors import DiskError
 from rsdistill.geo.classes import ClassTable
 
 QGIS_VERSION = "3.22.0"
@@ -14,6 +15,10 @@ QGIS_VERSION = "3.22.0"
 
 CLASS_FIELD = "class_id"
 """Attribute that the polygons' style looks at."""
+
+
+LABEL_DOMAIN = "RSDISTILL_LABELS"
+"""Domain of a mask's metadata that tells what label values mean."""
 
 
 class Category(NamedTuple):
@@ -84,8 +89,15 @@ def _categorized(root: ET.Element, entries: Sequence[Category], field: str) -> N
 
 
 def aux_xml(table: ClassTable) -> str:
-    """Return the ``.aux.xml`` of a mask: category names and the attribute table (value, name, red, green, blue) for GDAL and QGIS."""
+    """Return the ``.aux.xml`` of a mask: category names and the attribute table (value, name, red, green, blue) for GDAL and QGIS.
+
+    Its metadata, in a domain of ours, say which label values mean a class other than by its id, and which mean nothing.
+    """
     root = ET.Element("PAMDataset")
+    labels = {f"sources_{one.id}": one.sources for one in table.classes if one.sources != (one.id,)} | {"ignore": table.ignore}
+    metadata = ET.SubElement(root, "Metadata", domain=LABEL_DOMAIN)
+    for key, values in labels.items():
+        ET.SubElement(metadata, "MDI", key=key).text = " ".join(map(str, values))
     band = ET.SubElement(root, "PAMRasterBand", band="1")
     names = {one.id: one.name for one in table.classes}
     listed = ET.SubElement(band, "CategoryNames")
@@ -107,17 +119,24 @@ def aux_xml(table: ClassTable) -> str:
 
 
 def add_layer_style(path: Path, layer: str, style: str) -> None:
-    """Store ``style`` (QML) in the GeoPackage ``path`` as the default style of ``layer``, replacing one that is there."""
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute(_LAYER_STYLES)
-        database.execute(_LISTED)
-        database.execute("DELETE FROM layer_styles WHERE f_table_name = ?", (layer,))
-        database.execute(
-            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, styleQML, styleSLD,"
-            " useAsDefault, description, owner) SELECT '', '', table_name, column_name, table_name, ?, '', 1, 'Classes by name and colour',"
-            " '' FROM gpkg_geometry_columns WHERE table_name = ?",
-            (style, layer),
-        )
+    """Store ``style`` (QML) in the GeoPackage ``path`` as the default style of ``layer``, replacing one that is there.
+
+    Raises:
+        DiskError: SQLite cannot write it.
+    """
+    try:
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute(_LAYER_STYLES)
+            database.execute(_LISTED)
+            database.execute("DELETE FROM layer_styles WHERE f_table_name = ?", (layer,))
+            database.execute(
+                "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, styleQML, styleSLD,"
+                " useAsDefault, description, owner) SELECT '', '', table_name, column_name, table_name, ?, '', 1,"
+                " 'Classes by name and colour', '' FROM gpkg_geometry_columns WHERE table_name = ?",
+                (style, layer),
+            )
+    except sqlite3.Error as error:
+        raise DiskError(f"cannot write {path}: {error}", hint="check the disk's space and health") from error
 
 
 _LAYER_STYLES = """

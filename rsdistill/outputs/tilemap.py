@@ -48,7 +48,7 @@ def draw_tile_map(path: Path, scenes: Sequence[ScenePanel], table: ClassTable, c
     columns = min(3, len(shown))
     rows = ceil(len(shown) / columns)
     figure = Figure(figsize=(min(4.2, 7.5 / columns) * columns + 3.6, max(3.4, min(4.2, 7.5 / columns) * rows)), layout="constrained")
-    maps, bars = figure.subfigures(1, 2, width_ratios=(min(4.2, 7.5 / columns) * columns, 3.6))
+    maps, bars = figure.subfigures(1, 2, squeeze=False, width_ratios=(min(4.2, 7.5 / columns) * columns, 3.6))[0]
     panels = maps.subplots(rows, columns, squeeze=False).flat
     for panel in panels:
         panel.set_axis_off()

@@ -86,6 +86,8 @@ class _Stream:
             for shapes, columns in self._rest:
                 if len(shapes):
                     yield self._counted(self._record(shapes, columns))
+        except GeneratorExit:  # who was to take them failed, and says why
+            raise
         except BaseException as error:
             self.error = error
             raise

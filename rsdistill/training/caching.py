@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from rsdistill.batches import Batch, Segmentation
 from rsdistill.data import augment
-from rsdistill.data.dataset import Composition, Pool, TileReader, collate, normalise
+from rsdistill.data.dataset import Composition, TileReader, collate, normalise
+from rsdistill.data.pools import Pool
 from rsdistill.errors import ConfigError
 from rsdistill.geo.files import atomic
 from rsdistill.geo.tile_index import TileSet
@@ -94,7 +95,7 @@ def _fill(path: Path, teacher: Teacher | Ensemble, tile_set: TileSet, device: to
     reader, pool = TileReader(tile_set), Pool(tile_set.tiles, tile_set)
     mean, std = torch.tensor(tile_set.card.mean), torch.tensor(tile_set.card.std)
     one = Composition(1, 1, 0, teacher.needs_context)
-    numbers = [number for number, tile in enumerate(tile_set.tiles) if tile.split == "train"]
+    numbers = tile_set.of_split("train").place.tolist()
     maps: Any = None
     with progress.task("cache the teacher", total=len(numbers)) as bar:
         for number in numbers:

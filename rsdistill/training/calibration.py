@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rsdistill.batches import Batch
 from rsdistill.reporting import Progress
 from rsdistill.training.objectives import Objective
+from rsdistill.training.ranks import mean_over_ranks
 
 FAR_APART = 100.0
 """Two weighted terms whose gradients differ by more than this factor are worth a warning."""
@@ -34,7 +35,7 @@ def measure(objective: Objective, batches: Iterable[Batch]) -> dict[str, Pull]:
     seen: dict[str, list[Pull]] = {}
     for step, batch in enumerate(batches):
         for name, term in objective(batch, step).items():
-            seen.setdefault(name, []).append(Pull(float(term.detach()), gradient_norm(term, parameters)))
+            seen.setdefault(name, []).append(Pull(float(mean_over_ranks(term.detach())), gradient_norm(term, parameters)))
     objective.load_state_dict(kept)
     return {name: Pull(*(sum(values) / len(values) for values in zip(*pulls, strict=True))) for name, pulls in seen.items()}
 
@@ -44,7 +45,7 @@ def gradient_norm(term: Tensor, parameters: list[nn.Parameter]) -> float:
     if not term.requires_grad:
         return 0.0
     gradients = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
-    return float(torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt())
+    return float(mean_over_ranks(torch.cat([gradient.float().flatten() for gradient in gradients])).norm())
 
 
 def balanced(pulls: dict[str, Pull], weights: dict[str, float], ratio: float) -> dict[str, float]:

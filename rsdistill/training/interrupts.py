@@ -10,13 +10,18 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 @contextmanager
-def postponed(save: Callable[[], None]) -> Iterator[None]:
-    """Hold SIGINT, SIGTERM and SIGHUP back while the block runs; if one came, call ``save`` and then let it act.
+def postponed(save: Callable[[], None], agreed: Callable[[int], int] = int) -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while the block runs; if one came, call ``save`` and then let it act.
 
     Outside the main thread, where Python allows no handlers, signals act as they always do.
+
+    Args:
+        save: called before the signal acts.
+        agreed: called after the block with the signal, 0 for none; returns the one that shall act, since another process may have got it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
+        agreed(0)
         return
     arrived: list[int] = []
 
@@ -29,6 +34,6 @@ def postponed(save: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    if arrived:
+    if number := agreed(arrived[0] if arrived else 0):
         save()
-        signal.raise_signal(arrived[0])
+        signal.raise_signal(number)

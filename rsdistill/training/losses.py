@@ -8,10 +8,14 @@ from segmentation_models_pytorch.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
 from rsdistill.batches import IGNORE
+from rsdistill.training.ranks import mean_over_ranks
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy over labelled pixels, 0 where there is none.
+
+    Where several processes share a step, each divides by the mean of their numbers of labelled pixels, so that the mean over processes is
+    the mean over all pixels.
 
     Args:
         logits: (B, K, h, w) at any stride; resized bilinearly to the label.
@@ -22,8 +26,8 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
         logits = F.interpolate(logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
     total = F.cross_entropy(logits.float(), label, weight=weight, ignore_index=IGNORE, reduction="sum")
     known = label[label != IGNORE]
-    share = known.numel() if weight is None else weight[known].sum()
-    return total / max(float(share), 1e-12)
+    share = torch.tensor(float(known.numel()), device=total.device) if weight is None else weight[known].sum()
+    return total / mean_over_ranks(share).clamp_min(1e-12)
 
 
 class Supervised(nn.Module):

@@ -17,11 +17,17 @@ AUXILIARY = 0.4
 """Weight of the cross-entropy on auxiliary heads (PSPNet, Zhao et al. 2017)."""
 
 
+Seen = tuple[Batch, Segmentation, tuple[Segmentation, ...]]
+"""What a critic judges: a batch, and the outputs of the student and of the teachers on it."""
+
+
 class Objective(nn.Module):
     """A network, what it learns from, and what must be kept to resume: everything registered here but the teachers."""
 
     network: Network
     method: Method | None
+    seen: Seen | None = None
+    """What the critic may judge of the last forward pass, detached."""
 
     def __init__(self, network: Network, supervised: Supervised, *, augmentation: float, seed: int) -> None:
         super().__init__()
@@ -45,6 +51,13 @@ class Objective(nn.Module):
 
     def begin(self, batch: Batch) -> None:
         """Make what depends on shapes, from one batch, before optimisers are built."""
+
+    def critic_terms(self, seen: Seen | None) -> dict[str, Tensor]:
+        """Return the terms of the critic on what was ``seen``; none without a critic."""
+        if seen is None or self.method is None:
+            return {}
+        batch, student, taught = seen
+        return self.method.critic_terms(batch, student, *taught)
 
 
 class TeacherObjective(Objective):
@@ -84,7 +97,6 @@ class DistillObjective(Objective):
         super().__init__(network, supervised, augmentation=augmentation, seed=seed)
         self.method: Method = method
         self._teachers = tuple(teachers)  # a tuple hides them from state_dict(), parameters() and train()
-        self._seen: tuple[Batch, Segmentation, tuple[Segmentation, ...]] | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the student, the method and the hidden teachers."""
@@ -112,15 +124,8 @@ class DistillObjective(Objective):
         moved = augment.apply(batch, drawn)
         shown = self.method.prepare(moved, generator)
         student = self.network(shown.image, shown.context)
-        self._seen = (moved, detached(student), taught) if self.critic is not None else None
+        self.seen = (moved, detached(student), taught) if self.critic is not None else None
         return supervised_terms(self.supervised, student, shown.label) | self.method(moved, student, *taught)
-
-    def critic_terms(self) -> dict[str, Tensor]:
-        """Return the terms of the critic on the outputs of the last forward pass, detached."""
-        if self._seen is None:
-            return {}
-        batch, student, taught = self._seen
-        return self.method.critic_terms(batch, student, *taught)
 
 
 def supervised_terms(supervised: Supervised, output: Segmentation, label: Tensor) -> dict[str, Tensor]:

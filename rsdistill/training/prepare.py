@@ -1,12 +1,20 @@
 """What can be refused before torch is imported: the output that exists, the tile set that is unfit."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsdistill.errors import TileSetError
+from rsdistill.errors import RsdistillError, TileSetError
 from rsdistill.geo.files import refuse_existing
+from rsdistill.geo.locking import locked
 from rsdistill.geo.tile_index import TileSet, load_tile_set
-from rsdistill.training.settings import TrainingConfig
+from rsdistill.training.settings import LaunchConfig, TrainingConfig
+
+RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID")
+"""Where a process finds its number among those of its run; the first one is 0 in all that are set."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +49,46 @@ class Files:
         return self.model.with_name(f"{self.model.stem}.state.pt")
 
 
-def ready(config: TrainingConfig, name: str) -> Files:
+def ready(config: LaunchConfig, name: str) -> Files:
     """Return the names of the files that the run may write, after a look at what it would stumble over.
 
     Raises:
-        OutputExistsError: the model exists and ``overwrite`` is not set.
+        OutputExistsError: the model exists, ``overwrite`` is not set, and no unfinished run is resumed.
         TileSetError: the tile set is missing, broken or unfit for training.
     """
     files = Files(config.out or config.work / name)
-    refuse_existing([files.model], config.overwrite)
-    open_tile_set(config)
+    try:
+        unfinished = config.resume and files.state.exists()  # then a model is what the run left that is to be resumed
+        refuse_existing([files.model], config.overwrite or unfinished)
+        open_tile_set(config)
+    except RsdistillError as error:
+        if leads(config):
+            raise
+        sys.exit(error.exit_code)
+    if several(config):  # DDP looks for parts without a gradient, and would warn where it finds none
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return files
+
+
+def several(config: LaunchConfig) -> bool:
+    """Return whether the run has more processes than this one."""
+    return config.devices * config.nodes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def leads(config: LaunchConfig) -> bool:
+    """Return whether this process is the first of its run, by the environment that Fabric, torchrun or srun gave it."""
+    return not several(config) or all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+@contextmanager
+def held(files: Files, config: LaunchConfig) -> Iterator[None]:
+    """Hold the model's name against other runs; the processes of one run have it together.
+
+    Raises:
+        LockError: another run writes it.
+    """
+    with locked(files.model) if leads(config) else nullcontext():
+        yield
 
 
 def open_tile_set(config: TrainingConfig) -> TileSet:

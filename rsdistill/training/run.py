@@ -6,18 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 import rsdistill.models.checkpoints as checkpoints
 from rsdistill.config import run_file
 from rsdistill.data.dataset import BatchSource, Composition
-from rsdistill.errors import ConfigError, DeviceError
+from rsdistill.errors import ConfigError
 from rsdistill.geo.files import atomic
-from rsdistill.geo.tile_index import TileSet
+from rsdistill.geo.tile_index import CARD, INDEX, TileSet
 from rsdistill.models.card import ClassEntry, ModelCard
 from rsdistill.models.ginet import GINet
 from rsdistill.models.margins import canvas_margin
@@ -30,6 +29,7 @@ from rsdistill.training.loop import Fit, Outcome
 from rsdistill.training.losses import Supervised, balanced_weights
 from rsdistill.training.objectives import Objective
 from rsdistill.training.prepare import Files
+from rsdistill.training.ranks import dismiss
 from rsdistill.training.settings import TrainingConfig
 from rsdistill.training.state import file_digest, fingerprint
 from rsdistill.training.validation import validator
@@ -40,26 +40,6 @@ GPU_STEPS = 20_000
 GPU_BATCH = 8
 CPU_PIXELS = 512 * 1024
 """Pixels of a step where there is no accelerator: about a second for the teacher on two cores."""
-
-
-def fabric_for(config: TrainingConfig) -> Fabric:
-    """Return Lightning Fabric on the device and in the precision of ``config``, with bounded threads.
-
-    Raises:
-        DeviceError: the device does not exist here.
-    """
-    kind, _, number = config.device.partition(":")
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if kind == "auto":
-        kind = "cuda" if cuda else "mps" if mps else "cpu"
-    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
-        raise ConfigError(f"unknown device '{config.device}'", hint="auto, cpu, cuda, cuda:1 or mps")
-    if (kind == "cuda" and not cuda) or (kind == "mps" and not mps) or (number and int(number) >= torch.cuda.device_count()):
-        raise DeviceError(f"device '{config.device}' is not there", hint="use --device cpu or auto")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    precision = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[config.precision]
-    return Fabric(accelerator=kind, devices=[int(number)] if number else 1, precision=precision)  # type: ignore[arg-type]
 
 
 def budget(config: TrainingConfig, fabric: Fabric) -> int:
@@ -97,6 +77,10 @@ def source(
     contexts = min(config.contexts, batch) if with_context else batch
     if batch % contexts:
         raise ConfigError(f"batch {batch} is not a multiple of contexts {contexts}", hint="every context gets the same number of tiles")
+    if contexts % fabric.world_size:
+        what = f"{contexts} contexts" if with_context else f"{batch} tiles"
+        hint = f"use --{'contexts' if with_context else 'batch'} {fabric.world_size} or a multiple"
+        raise ConfigError(f"a step of {what} does not divide among {fabric.world_size} devices", hint=hint)
     tiles = batch // contexts
     make = Composition(contexts, tiles, contexts if unlabelled else 0, with_context)
     return BatchSource(tile_set, make, seed=config.seed, labels_fraction=labels_fraction)
@@ -109,8 +93,8 @@ def card_for(tile_set: TileSet, network: Network, arch: str, *, method: str, see
     return ModelCard(
         arch=arch,
         arch_args=network.args.model_dump(mode="json"),
-        classes=tuple(ClassEntry(id=one.id, name=one.name, color=one.color) for one in tile_set.table.classes),
-        ignore=tile_set.table.ignore,
+        classes=tuple(cast(ClassEntry, entry) for entry in tile_set.label_table.to_card()),
+        ignore=tile_set.label_table.ignore,
         bands=card.bands,
         band_names=card.band_names,
         mean=card.mean,
@@ -148,13 +132,14 @@ def carry_out(
     """
     tile_set = batches.reader.tile_set
     steps = budget(config, fabric)
-    mark = fingerprint(config, str(steps), file_digest(tile_set.folder / "tileset.json"), *map(file_digest, parents))
+    mark = fingerprint(config, str(steps), *map(file_digest, (tile_set.folder / CARD, tile_set.folder / INDEX, *parents)))
     log = RunLog(files.log, max(1, steps // 50), tensorboard=config.tensorboard)
     validate = validator(tile_set, card, config.validation, fabric.device)
     fit = Fit(objective, batches, config, steps, validate, files.state, log, progress, fabric)
     if before is not None:
         before(fit)
     outcome = fit.run(mark)
+    dismiss(fabric)
     for note in objective.method.notes if objective.method is not None else ():
         progress.warn(note)
     _write(files, objective.network, card, outcome)

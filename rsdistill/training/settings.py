@@ -79,3 +79,10 @@ class TrainingConfig(RunConfig):
     def decay(self) -> float:
         """Weight decay of the optimiser."""
         return {"adamw": 0.05, "sgd": 5e-4}[self.optimizer] if self.weight_decay is None else self.weight_decay
+
+
+class LaunchConfig(TrainingConfig):
+    """Options of a command that trains one network, on as many devices as there are."""
+
+    devices: int = Field(1, ge=1, description="Devices of this machine to train on, one process each; torchrun's own number wins.")
+    nodes: int = Field(1, ge=1, description="Machines that take part, where Slurm starts the processes; torchrun's own number wins.")

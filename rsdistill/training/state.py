@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rsdistill.errors import DiskError
 from rsdistill.geo.files import atomic
 from rsdistill.reporting import Progress
 from rsdistill.training.settings import TrainingConfig
 
-FREE = {"resume", "overwrite", "device", "workers", "threads", "work", "out", "tensorboard", "offline"}
+FREE = {"resume", "overwrite", "device", "workers", "threads", "work", "out", "tensorboard", "offline", "devices", "nodes"}
 """Options that may change between an interruption and its resumption."""
 
 
@@ -29,9 +29,16 @@ def file_digest(path: Path) -> str:
 
 
 def save_state(path: Path, state: dict[str, Any], mark: str) -> None:
-    """Write ``state`` whole or not at all."""
+    """Write ``state`` whole or not at all; what an earlier save left stays until then.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
     with atomic(path) as part:
-        torch.save({"fingerprint": mark, **state}, part)
+        try:
+            torch.save({"fingerprint": mark, **state}, part)
+        except RuntimeError as error:  # so torch says that a disk is full
+            raise DiskError(f"cannot write {path}", hint="free some space; --resume then goes on from the last state") from error
 
 
 def load_state(path: Path, mark: str, progress: Progress) -> dict[str, Any] | None:
@@ -41,7 +48,7 @@ def load_state(path: Path, mark: str, progress: Progress) -> dict[str, Any] | No
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+    except Exception:  # what torn bytes make the unpickler raise is anything
         progress.warn(f"{path} is damaged: starting from the first step")
         return None
     if state.get("fingerprint") != mark:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 
 from rsdistill.geo.tile_index import TileSet
 from rsdistill.methods import load_method
@@ -17,7 +18,8 @@ from rsdistill.training.caching import CachedTeacher, cached, check_cacheable
 from rsdistill.training.loop import Fit
 from rsdistill.training.objectives import DistillObjective
 from rsdistill.training.prepare import Files, open_tile_set
-from rsdistill.training.settings import TrainingConfig
+from rsdistill.training.ranks import together, voice
+from rsdistill.training.settings import LaunchConfig
 from rsdistill.training.state import file_digest
 from rsdistill.training.teachers import Ensemble, Teacher, load_teachers
 
@@ -42,17 +44,22 @@ class Lesson:
     """Turns and flips of a tile that cached teachers are asked about."""
 
 
-def distill(config: TrainingConfig, lesson: Lesson, files: Files, *, serious: str, progress: Progress) -> Result:
+def distill(config: LaunchConfig, lesson: Lesson, files: Files, *, serious: str, progress: Progress) -> Result:
     """Train a student as ``lesson`` says and write it to ``files``."""
+    with together(config) as fabric:
+        return _distill(config, lesson, files, fabric, serious, voice(fabric, progress))
+
+
+def _distill(config: LaunchConfig, lesson: Lesson, files: Files, fabric: Fabric, serious: str, progress: Progress) -> Result:
     tile_set = open_tile_set(config)
-    fabric = run.fabric_for(config)
     torch.manual_seed(config.seed)
     rule = load_method(lesson.method, lesson.options)
     network = build_network(lesson.arch, lesson.arch_args, len(tile_set.card.bands), len(tile_set.table))
     loaded = load_encoder_weights(network, config.weights, offline=config.offline)
     run.introduce(progress, fabric, config, network, loaded, serious)
     tile_set = run.normalised_as(tile_set, loaded)
-    frozen = _teachers(lesson, rule, tile_set, fabric.device, progress)
+    with fabric.rank_zero_first():  # which fills the cache
+        frozen = _teachers(lesson, rule, tile_set, fabric.device, progress)
     objective = DistillObjective(network, run.supervised(config, tile_set), rule, frozen, augmentation=config.augment, seed=config.seed)
     with_context = network.needs_context or any(teacher.needs_context for teacher in frozen)
     batches = run.source(
@@ -89,7 +96,9 @@ def _teachers(
 
 def _calibrate(fit: Fit, rule: Method, lesson: Lesson, progress: Progress) -> None:
     """Measure the terms, balance them where that was asked for, and say what will be trained."""
-    pulls = calibration.measure(fit.objective, (fit.batch(step) for step in range(lesson.calibrate)))
+    pulls = fit.fitting(
+        lambda: calibration.measure(fit.objective, (part for step in range(lesson.calibrate) for part in fit.batches(step)))
+    )
     if lesson.balance is not None:
         rule.weights = calibration.balanced(pulls, rule.weights, lesson.balance)
     calibration.report(pulls, fit.objective.weights(), progress)

@@ -5,9 +5,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rsdistill.data.dataset import Composition, Pool, TileReader, collate, normalise, open_source, read_index
+from rsdistill.data.dataset import Composition, TileReader, collate, normalise, open_source, read_index
+from rsdistill.data.pools import Pool
 from rsdistill.geo.scenes import open_scene
 from rsdistill.geo.tile_index import TileSet
+from rsdistill.geo.tiles import SPLITS
 from rsdistill.geo.windows import Window
 from rsdistill.inference.engine import strips
 from rsdistill.inference.torch_backend import TorchBackend
@@ -24,9 +26,10 @@ def validator(tile_set: TileSet, card: ModelCard, kind: Literal["auto", "scene",
     ``auto`` is whole scenes where validation scenes are whole, tiles where blocks of one scene were split. Whole scenes are mapped by the
     engine that ``predict`` uses, so what is validated is what will be written.
     """
-    tiles = [tile for tile in tile_set.of_split("val") if tile.labelled]
-    scenes = sorted({tile.scene for tile in tiles})
-    whole = not any(tile.scene in scenes for tile in tile_set.tiles if tile.split != "val")
+    measured = tile_set.of_split("val")
+    tiles = measured.pick(measured.labelled)
+    scenes = np.unique(tiles.scene).tolist()
+    whole = not any(np.isin(tile_set.of_split(split).scene, scenes).any() for split in SPLITS if split != "val")
     reader, pool = TileReader(tile_set), Pool(tiles, tile_set)
     mean, std = torch.tensor(card.mean), torch.tensor(card.std)
 
@@ -54,8 +57,9 @@ def scene_confusion(network: Network, card: ModelCard, tile_set: TileSet, index:
     if label is None:
         return
     with open_source(tile_set, index) as scene, open_scene(tile_set.path(label)) as truth:
-        backend = TorchBackend(network, card, device=str(device), scene=scene, bands=card.bands)
-        for strip in strips(scene, backend, bands=card.bands, tile=card.tile or 512, margin=card.margin or 0):
+        bands = tile_set.card.bands_of(index)
+        backend = TorchBackend(network, card, device=str(device), scene=scene, bands=bands)
+        for strip in strips(scene, backend, bands=bands, tile=card.tile or 512, margin=card.margin or 0):
             rows = Window(strip.row, 0, *strip.labels.shape)
             confusion.update(strip.labels, read_index(truth, rows, tile_set.table))
 

@@ -192,9 +192,8 @@ def test_models(tmp_path):
         check(pickle)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(fit.read_bytes()[:-4])
-    assert check(cut, headers=True).paths == (cut,)
-    with pytest.raises(CheckpointError, match="cut"):
-        check(cut)
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is not a whole"):
+        check(cut, headers=True)
 
 
 def test_scenes_are_held_against_models(tmp_path):
@@ -204,9 +203,12 @@ def test_scenes_are_held_against_models(tmp_path):
     net = model(tmp_path / "m.safetensors", dtype="uint8", pixel_size=0.25)
     result = check([scene, wide, coarse, net])
     assert set(result.paths) == {coarse, net}
-    assert "has 2 bands, but band 3" in result.failures[0]
+    assert "a.tif has 2 bands" in result.failures[0]
+    assert "m.safetensors reads bands 1, 2, 3" in result.failures[0]
     assert "is uint16" in result.failures[1]
-    assert notes_of(result, coarse) == ["pixels of 0.5, m.safetensors was trained on 0.25: expect worse results"]
+    assert notes_of(result, coarse) == [
+        f"{coarse} has pixels of 0.5 m, {net} was trained on 0.25 m: expect a worse map (--pixel-size resamples)"
+    ]
 
 
 def tile_set(folder, scene, *, pixels=(10, 10)):
@@ -246,3 +248,13 @@ def test_tile_set_that_cannot_train(tmp_path):
     tiles = tile_set(tmp_path / "tiles", write(tmp_path / "a.tif", noise()), pixels=(0, 0))
     with pytest.raises(TileSetError, match="no labelled training pixel"):
         check(tiles)
+
+
+def test_a_workspace_is_its_tile_set_and_models(tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    tile_set(work / "tiles", write(tmp_path / "a.tif", noise()))
+    model(work / "student.safetensors")
+    (work / "student.curves.png").touch()
+    kinds = {record["path"]: record["kind"] for record in check(work, headers=True).data["checked"]}
+    assert kinds == {str(work / "student.safetensors"): "model", str(work / "tiles"): "tile set"}

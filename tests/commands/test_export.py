@@ -184,9 +184,8 @@ def work(tmp_path_factory):
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
-    card = ModelCard(
-        arch="tiny", classes=classes, bands=(1, 2, 3), mean=MEAN, std=STD, tile=128, margin=16, method="kd", teachers=("ab" * 32,)
-    )
+    made = {"tile": 128, "margin": 16, "method": "kd", "teachers": ("ab" * 32,)}
+    card = ModelCard(arch="tiny", classes=classes, bands=(1, 2, 3), mean=MEAN, std=STD, **made)
     save_model(folder / "work" / "student.safetensors", network, card)
     return folder
 
@@ -219,9 +218,8 @@ def test_int8_says_what_it_costs(work):
     assert all(set(node.input[:2]) <= fed for node in convolutions)
     assert json.loads({one.key: one.value for one in graph.metadata_props}["tile_size"]) == 128
     raw = pixels(2, 128)
-    exact, small = (
-        onnxruntime.InferenceSession(path).run(None, {"image": raw / 255})[0] for path in (work / "work/student.onnx", work / "small.onnx")
-    )
+    graphs = work / "work" / "student.onnx", work / "small.onnx"
+    exact, small = (onnxruntime.InferenceSession(path).run(None, {"image": raw / 255})[0] for path in graphs)
     assert small.shape == exact.shape
     assert np.abs(small - exact).mean() < 0.1
 

@@ -104,3 +104,12 @@ def test_what_is_not_there_or_not_known_is_said(tmp_path: Path) -> None:
         info(tmp_path / "none.tif")
     with pytest.raises(TileSetError):
         info(tmp_path)
+
+
+def test_the_colours_of_a_mask_are_no_cause_for_advice(tmp_path):
+    table = ClassTable((LandClass(1, "land", "#00ff00"), LandClass(2, "water", "#0000ff")))
+    with LabelRasterWriter(tmp_path / "m.tif", Grid(8, 8, CRS.from_epsg(32633), Affine(2, 0, 0, 0, -2, 0)), table) as writer:
+        writer.write(0, np.zeros((8, 8), np.uint8))
+    facts = info(tmp_path / "m.tif").data
+    assert facts["kind"] == "mask"
+    assert not any("intensities" in note for note in facts["notes"])

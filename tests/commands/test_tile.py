@@ -79,7 +79,8 @@ def test_one_scene_with_defaults_becomes_a_tile_set(scene: Path, tmp_path: Path)
     assert "64 pixels" in " ".join(progress.said)
     assert len(tile_set.of_split("val")) >= 3
     assert len(tile_set.of_split("train")) >= 12
-    assert sorted(entry.name for entry in folder.iterdir()) == ["classes.toml", "context", "labels", "tiles.gpkg", "tiles.png", "tileset.json"]
+    listed = ["classes.toml", "context", "labels", "tiles.gpkg", "tiles.png", "tileset.json"]
+    assert sorted(entry.name for entry in folder.iterdir()) == listed
     assert result.data["tiles"] == {split: len(tile_set.of_split(split)) for split in ("train", "val", "test")}
     assert (card.bands, card.dtype, card.pixel_size, card.split_by) == ((1, 2, 3), "uint8", (2, 2), "block")
     json.dumps(result.data)
@@ -321,7 +322,7 @@ def test_refusals_are_one_line_and_leave_nothing(tmp_path: Path):
             tile(**{"work": tmp_path / "w", **options})
         assert "\n" not in str(caught.value), name
         assert caught.value.hint, name
-        assert not list((tmp_path / "w").glob("*")), name
+        assert not (tmp_path / "w").exists(), name
 
 
 def test_a_result_is_replaced_only_when_asked(scene: Path, tmp_path: Path):
@@ -341,3 +342,14 @@ def test_a_scene_too_small_to_split_is_said_aloud(tmp_path: Path):
     progress = Listening()
     tile([draw(tmp_path / "s", "a", (70, 70))], work=tmp_path, tile=64, progress=progress)
     assert any("no labelled tile for val" in text for text in progress.warned)
+
+
+def test_what_went_wrong_is_what_is_said(tmp_path: Path):
+    first, second = (draw(tmp_path / name, "s", seed=number) for number, name in enumerate(("a", "b")))
+    with pytest.raises(TileSetError, match="same ground as validation"):
+        tile([first, second], work=tmp_path / "w", split_by="scene", val_scenes="b_s")
+    with pytest.raises(SceneError, match=r"gone\.tif"):
+        tile([first, tmp_path / "gone.tif"], work=tmp_path / "w")
+    with pytest.raises(LabelError, match="no label for") as caught:
+        tile([first, draw(tmp_path, "other")], labels=[tmp_path / "a" / "s_label.tif"], work=tmp_path / "w")
+    assert "repeated" in caught.value.hint

@@ -1,5 +1,7 @@
 """Batches of a real tile set: what is in them, that they repeat, and that context and tile show the same ground."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import rasterio
@@ -7,21 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from rsdistill.batches import IGNORE
-from rsdistill.commands.tile import tile
-from rsdistill.data.dataset import BatchSource, Composition, Pool, TileReader, loader, normalise, split_labelled
+from rsdistill.data import augment
+from rsdistill.data.dataset import BatchSource, Composition, Share, TileReader, normalise
+from rsdistill.data.loading import loader, parts_of
+from rsdistill.data.pools import Pool, split_labelled
 from rsdistill.errors import TileSetError
-from rsdistill.geo.synthetic import write_land_cover
-from rsdistill.geo.tile_index import Tile, load_tile_set
+from rsdistill.geo.tiles import Tile
 from rsdistill.geo.windows import Window
-
-
-@pytest.fixture(scope="session")
-def tile_set(tmp_path_factory):
-    """Return a tile set of 64-pixel tiles of a drawn scene with a nodata corner."""
-    folder = tmp_path_factory.mktemp("tiled")
-    drawn = write_land_cover(folder, size=512, seed=3)
-    tile(scenes=[drawn.scene], labels=[drawn.labels], classes=drawn.classes, work=folder / "work", tile=64)
-    return load_tile_set(folder / "work" / "tiles")
 
 
 def same(first, second):
@@ -65,7 +59,7 @@ def test_step_t_is_a_function_of_seed_and_t(tile_set):
     assert same(first[5], again[5])
     assert not same(first[5], first[6])
     assert not same(first[5], other[5])
-    loaded = list(loader(first, range(4, 7), workers=1))
+    loaded = list(loader(first, parts_of(range(4, 7)), workers=1))
     assert all(same(batch, again[step]) for batch, step in zip(loaded, range(4, 7), strict=True))
 
 
@@ -151,3 +145,37 @@ def test_a_tile_at_the_rim_of_a_small_scene_is_filled_with_invalid_pixels(tile_s
     assert not valid[32:].any()
     assert not valid[:, 42:].any()
     assert (label[~valid] == IGNORE).all()
+
+
+@pytest.mark.parametrize("make", [Composition(4, 2, 4, True), Composition(8, 1, 0), Composition(4, 1, 8)])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_shares_of_a_step_are_the_step_and_its_draws(tile_set, make, parts):
+    source = BatchSource(tile_set, make, seed=3, labels_fraction=0.5)
+
+    def tiles_of(batch):
+        drawn = augment.draw(batch, torch.Generator().manual_seed(1), strength=0.2)
+        groups = batch.groups.numbers if batch.context is None else batch.groups.numbers[batch.context.index]
+        return list(zip(*(column.tolist() for column in (groups, batch.place, batch.labelled, *drawn)), strict=True))
+
+    shares = [tiles_of(source.part(7, share)) for share in Share().divided(parts)]
+    assert sorted(chain.from_iterable(shares)) == sorted(tiles_of(source[7]))
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_a_place_finds_the_tile_in_the_tile_set(tile_set):
+    batch = BatchSource(tile_set, Composition(contexts=8), seed=0, labels_fraction=0.5)[1]
+    for row, place in enumerate(batch.place.tolist()):
+        pixels, _, _ = TileReader(tile_set).read(tile_set.tiles[place])
+        assert np.array_equal(batch.image[row].numpy(), pixels)
+
+
+def test_a_context_larger_than_a_window_is_read_in_part(tile_set, monkeypatch):
+    monkeypatch.setattr("rsdistill.data.pools.CONTEXT_SIDE", 24)
+    batch = BatchSource(tile_set, Composition(contexts=4, tiles=2, with_context=True), seed=0)[0]
+    assert batch.context.image.shape == (4, 3, 24, 24)
+    with rasterio.open(tile_set.path(tile_set.card.scenes[0].context)) as raster:
+        everything = raster.read().astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(everything, (24, 24), axis=(1, 2))
+    for image, valid in zip(batch.context.image, batch.context.valid, strict=True):
+        found = ((windows == image[:, None, None].numpy()) | ~valid.numpy()).all((0, 3, 4))
+        assert found.any()

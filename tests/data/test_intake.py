@@ -8,7 +8,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from rsdistill.data.intake import Intake, choose_table, fit_together, unique_names
+from rsdistill.data.intake import Intake, choose_table, common_names, fit_together, unique_names
 from rsdistill.errors import ClassTableError, SceneError
 from rsdistill.geo.burning import BurnOptions
 from rsdistill.geo.scenes import open_scene
@@ -37,7 +37,8 @@ def test_names_are_unique():
 )
 def test_types_meet_where_nothing_is_lost(tmp_path: Path, first, second, common):
     pair = [intake(tmp_path / "a.tif", 3, first), intake(tmp_path / "b.tif", 3, second)]
-    assert fit_together(pair, ()) == ((1, 2, 3), common)
+    intakes, dtype = fit_together(pair, ())
+    assert ([one.bands for one in intakes], dtype) == ([(1, 2, 3)] * 2, common)
 
 
 def test_scenes_that_do_not_fit_are_both_named(tmp_path: Path):
@@ -46,10 +47,27 @@ def test_scenes_that_do_not_fit_are_both_named(tmp_path: Path):
     four = intake(tmp_path / "c.tif", 4, "uint16", ("b", "g", "r", "nir"))
     with pytest.raises(SceneError, match=r"a.tif has bands 1, 2, 3, .*c.tif has bands 1, 2, 3, 4"):
         fit_together([intake(tmp_path / "a.tif", 3, "uint16"), four], ())
-    assert fit_together([intake(tmp_path / "a.tif", 3, "uint16"), four], (3, 2, 1)) == ((3, 2, 1), "uint16")
-    turned = intake(tmp_path / "d.tif", 4, "uint16", ("nir", "r", "g", "b"))
-    with pytest.raises(SceneError, match=r"has bands 3, .* has bands 2"):
-        fit_together([four, turned], ("r",))
+    other = intake(tmp_path / "d.tif", 4, "uint16", ("b", "g", "r", "swir"))
+    with pytest.raises(SceneError, match=r"d.tif has no band called 'nir'"):
+        fit_together([four, other], ())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken", "names"),
+    [
+        (("r", "b"), [(3, 1), (2, 4), None], ("r", "b")),
+        ((), [(1, 2, 3, 4), (4, 3, 2, 1), (1, 2, 3, 4)], ("b", "g", "r", "nir")),
+        ((3, 2, 1), [(3, 2, 1)] * 3, (None, None, None)),
+    ],
+    ids=["by name", "all", "by number"],
+)
+def test_bands_may_stand_in_any_order(tmp_path: Path, wanted, taken, names):
+    orders = [("b", "g", "r", "nir"), ("nir", "r", "g", "b"), ()]
+    given = [intake(tmp_path / f"{i}.tif", 4, "uint16", order) for i, order in enumerate(orders)]
+    pairs = [(one, bands) for one, bands in zip(given, taken, strict=True) if bands]
+    intakes, _ = fit_together([one for one, _ in pairs], wanted)
+    assert [one.bands for one in intakes] == [bands for _, bands in pairs]
+    assert common_names(intakes) == names
 
 
 class Listening(Silent):

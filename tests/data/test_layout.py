@@ -1,6 +1,6 @@
 """Which tiles a set has: named scenes, blocks, and what is left out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class Shape:
 
     height: int
     width: int
+
+    path: Path = Path("s.tif")
 
     @property
     def grid(self) -> Grid:
@@ -51,6 +53,13 @@ def test_a_test_share_is_still_cut_from_scenes_that_are_not_named():
 def test_scenes_are_named_by_pattern():
     layout = lay_out(intakes((40, 40), (40, 40), (40, 40)), 32, 0, SplitRule(named={"val": ("[ab]",), "test": ("c",)}))
     assert layout.splits == ("val", "val", "test")
+
+
+def test_scenes_that_share_a_stem_are_named_by_it():
+    pair = [replace(one, name=name) for one, name in zip(intakes((40, 40), (40, 40), (40, 40)), ("a_s", "b_s", "c"), strict=True)]
+    pair[2].scene.path = Path("other.tif")
+    assert lay_out(pair, 32, 0, SplitRule(named={"val": ("s",)})).splits == ("val", "val", "train")
+    assert lay_out(pair, 32, 0, SplitRule(named={"val": ("b_s",)})).splits == ("train", "val", "train")
 
 
 @pytest.mark.parametrize(

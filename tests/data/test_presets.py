@@ -30,9 +30,7 @@ def image(path: Path, values: Any = None, bands: int = 3) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if values is None:
         values = np.random.default_rng(0).integers(1, 255, (bands, SIDE, SIDE)).astype(np.uint8)
-    with rasterio.open(
-        path, "w", driver=FORMATS[path.suffix], count=len(values), height=SIDE, width=SIDE, dtype="uint8"
-    ) as dataset:
+    with rasterio.open(path, "w", driver=FORMATS[path.suffix], count=len(values), height=SIDE, width=SIDE, dtype="uint8") as dataset:
         dataset.write(values)
 
 

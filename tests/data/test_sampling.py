@@ -9,7 +9,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 
 from rsdistill.data.sampling import choose_block, choose_tile, cut_blocks, lay_tiles, share_out, spoiled_tiles
-from rsdistill.geo.tile_index import SPLITS, Tile
+from rsdistill.geo.tiles import SPLITS, Tile
 from rsdistill.geo.windows import Grid, Window
 
 lengths = st.integers(1, 150)

@@ -1,4 +1,4 @@
-"""A small world that works (scene, labels, classes, tile set, model) and ways to run commands in it, shared by tests of faults and fuzzing."""
+"""A small world that works (scene, labels, classes, tile set, model) and ways to run commands in it; the fuzzer uses it too."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def noise(bands=3, height=64, width=64, seed=0):
 
 def write_linear(path, *, bands=3, classes=2, seed=0, weight=None, metadata=None, card=None):
     """Write a ``linear`` model by hand: a spectral classifier whose answer is known exactly."""
-    names = [{"id": i, "name": f"class {i}", "color": f"#{i:02x}8040"} for i in range(classes)]
+    names = [{"id": i + 1, "name": f"class {i + 1}", "color": f"#{i:02x}8040"} for i in range(classes)]
     usual = {"format_version": 1, "arch": "linear", "arch_args": {}, "classes": names, "bands": list(range(1, bands + 1))}
     usual |= {"mean": [100.0] * bands, "std": [50.0] * bands}
     weight = np.random.default_rng(seed).normal(size=(classes, bands, 1, 1)).astype(np.float32) if weight is None else weight

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -152,6 +154,15 @@ def labels_of_another_place(world, folder):
 def a_broken_vector_file(world, folder):
     shutil.copy(world.scene, folder / "s.tif")
     (folder / "s_label.geojson").write_text('{"type": "Feat')
+    return ["tile", folder / "s.tif", "--classes", world.classes, "--out", folder / "tiles"]
+
+
+@case("s_label.geojson", "ogrinfo")
+def a_ring_that_does_not_close(world, folder):
+    shutil.copy(world.scene, folder / "s.tif")
+    ring = [[352010.0, 6169990.0], [352020.0, 6169990.0], [352020.0, 6169980.0], [352011.0, 6169991.0]]
+    feature = {"type": "Feature", "properties": {"class_id": 1}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    (folder / "s_label.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     return ["tile", folder / "s.tif", "--classes", world.classes, "--out", folder / "tiles"]
 
 
@@ -376,6 +387,41 @@ def test_bad_input_is_one_line_and_changes_nothing(world, tmp_path, name):
     check(ended(*arguments), code, says)
     assert snapshot(tmp_path) == before
     assert litter(world.root) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "gone.tif", "--work", "{work}"],
+        ["predict", "{scene}", "--model", "{classes}"],
+        ["tile", "gone.tif", "--unlabelled"],
+        ["tile", "{scene}", "--labels", "gone"],
+        ["distill", "--work", "gone"],
+        ["distill", "--work", "{work}", "--overwrite"],
+        ["train-teacher", "--work", "gone"],
+        ["export", "gone"],
+        ["check", "gone.tif"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_missing_is_said_before_torch_is_imported(world, tmp_path, arguments):
+    """Seconds of waiting for a word misspelt are a fault of their own."""
+    given = [text.format(**{name: str(value) for name, value in world._asdict().items()}) for text in arguments]
+    code = f"import sys; from rsdistill.cli import run; code = run({given!r}); sys.exit(code if 'torch' not in sys.modules else 99)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=False).returncode == 2
+
+
+LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1]]'
+GEOCENTRIC = "EPSG:4978"
+
+
+@pytest.mark.parametrize("crs", [LOCAL, GEOCENTRIC])
+def test_a_place_that_is_no_map_is_mapped_all_the_same(tmp_path, crs):
+    scene = write_raster(tmp_path / "s.tif", noise(), crs=crs)
+    write_linear(tmp_path / "m.safetensors", card={"pixel_size": 0.5})
+    outs = [option for suffix in (".tif", ".gpkg", ".png") for option in ("--out", tmp_path / f"m{suffix}")]
+    run = ended("predict", scene, "--model", tmp_path / "m.safetensors", *outs, "-q")
+    assert run.code == 0, run.err
 
 
 def test_an_unknown_method_is_named_before_its_teacher(world):

@@ -51,8 +51,9 @@ def test_a_table_survives_toml_and_card(tmp_path: Path):
     assert load_class_table(path) == TABLE
     again = ClassTable.from_card(TABLE.to_card(), TABLE.ignore)
     assert again.ids == TABLE.ids
-    assert again.ignore == (255,)
-    assert again.to_index(np.array([10, 3, 0, 255])).tolist() == [0, 1, 2, IGNORE]
+    assert again.ignore == (0, 255)
+    assert again.to_index(np.array([10, 1, 7, 3, 300, 0, 255])).tolist() == [0, 0, 0, 1, 2, IGNORE, IGNORE]
+    assert again.by_id().to_index(np.array([10, 3, 0, 255])).tolist() == [0, 1, 2, IGNORE]
 
 
 def test_csv_says_the_same(tmp_path: Path):
@@ -109,3 +110,42 @@ def test_a_missing_or_crooked_csv_is_refused(tmp_path: Path):
 def test_too_many_classes_are_refused():
     with pytest.raises(ClassTableError, match="255 classes"):
         ClassTable(tuple(LandClass(i, str(i), "#000000") for i in range(255)))
+
+
+def test_a_card_keeps_what_label_values_mean():
+    table = ClassTable((LandClass(9, "building", "#e41a1c", (7,)), LandClass(1, "land", "#4daf4a")), (0,))
+    read = ClassTable.from_card(table.to_card(), table.ignore)
+    assert read.to_index(np.array([7, 9, 1, 0, 255])).tolist() == [0, 0, 1, IGNORE, IGNORE]
+    assert ClassTable.from_card(read.to_card(), read.ignore) == read
+    assert read.by_id().to_index(np.array([9, 1, 0, 255])).tolist() == [0, 1, IGNORE, IGNORE]
+    with pytest.raises(LabelError, match="label value 7"):
+        read.by_id().to_index(np.array([7]))
+
+
+def test_an_id_that_means_another_class_in_labels_is_only_an_id_in_masks():
+    table = ClassTable(
+        (LandClass(1, "one", "#e41a1c", (2,)), LandClass(2, "two", "#4daf4a", (1,)), LandClass(3, "three", "#000000", (4, 255))), (3,)
+    )
+    read = ClassTable.from_card(table.to_card(), table.ignore)
+    assert read.to_index(np.array([1, 2, 3, 4, 255])).tolist() == [1, 0, IGNORE, 2, 2]
+    assert read.by_id().to_index(np.array([1, 2, 3, 255])).tolist() == [0, 1, 2, IGNORE]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id;name;color\n1;water;#000000\n", "no column id and no name .found: id;name;color"),
+        ("id,color\n1,#000000\n", "no column name .found: id, color"),
+        ("id,name,color,sources\n1,water,#000000,1,7\n", "row 1,water,#000000,1 has more cells than columns"),
+    ],
+)
+def test_a_csv_with_other_columns_says_which(tmp_path: Path, text, message):
+    (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(ClassTableError, match=message):
+        load_class_table(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("cell", ['"1,7"', "1;7", "1 7", '"1, 7"'])
+def test_sources_in_a_csv_are_parted_by_any_sign(tmp_path: Path, cell):
+    (tmp_path / "c.csv").write_text(f"id,name,color,sources\n9,water,#000000,{cell}\n")
+    assert load_class_table(tmp_path / "c.csv").classes[0].sources == (1, 7)

@@ -8,6 +8,7 @@ import pytest
 
 from rsdistill.errors import DiskError, OutputExistsError
 from rsdistill.geo.files import _partial, atomic, atomic_folder, refuse_existing, refuse_existing_folder
+from rsdistill.geo.locking import locked
 
 
 def entries(folder: Path) -> list[str]:
@@ -139,3 +140,14 @@ def test_a_foreign_folder_is_never_replaced(tmp_path: Path):
     refuse_existing_folder(folder, True, "tileset.json")
     with pytest.raises(OutputExistsError, match="is a file"):
         refuse_existing_folder(folder / "holiday.jpg", True, "tileset.json")
+
+
+def test_a_folder_that_failed_takes_its_parents_with_it(tmp_path: Path):
+    (tmp_path / "kept").mkdir()
+    result = tmp_path / "kept" / "a" / "b" / "c"
+    with pytest.raises(KeyError), locked(result), atomic_folder(result):
+        raise KeyError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
+    with pytest.raises(KeyError), atomic_folder(result):
+        raise (result.parent / "other").touch() or KeyError
+    assert entries(result.parent) == ["other"]

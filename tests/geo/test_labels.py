@@ -79,7 +79,12 @@ def test_another_crs_is_brought_home(write_raster, scene):
         found, areas = labels.read(WHOLE), labels.areas()
     reference = np.zeros((12, 16), np.uint8)
     reproject(
-        blocks, reference, src_crs="EPSG:4326", src_transform=transform, dst_crs="EPSG:32633", dst_transform=UP,
+        blocks,
+        reference,
+        src_crs="EPSG:4326",
+        src_transform=transform,
+        dst_crs="EPSG:32633",
+        dst_transform=UP,
         resampling=Resampling.nearest,
     )
     assert (found == expected(reference)).mean() > 0.99
@@ -213,3 +218,37 @@ def test_classes_are_read_off_the_labels(write_raster, tmp_path: Path):
     path = polygons(tmp_path / "a.gpkg", [box(0, 0, 4, 4)] * 4, kind=["10", "9", "barn", None])
     assert scan_fields([path], BurnOptions(field="kind")) == ["9", "10", "barn"]
     assert scan_fields([path], BurnOptions(burn="building", background="rest")) == ["rest", "building"]
+
+
+@pytest.mark.parametrize("size", [(12, 16), (24, 32)], ids=["copied", "resampled"])
+def test_nodata_that_is_a_class_is_that_class(write_raster, scene, size):
+    table = ClassTable((LandClass(0, "land", "#4daf4a"), LandClass(1, "building", "#e41a1c")))
+    values = np.random.default_rng(0).integers(0, 2, (1, *size)).astype(np.uint8)
+    step = Affine(24 / size[0], 0, 500_000, 0, -24 / size[0], 4_000_000)
+    source = write_raster("label.tif", values, nodata=0, transform=step)
+    with open_labels(source, scene, table) as labels:
+        assert np.isin(labels.read(WHOLE), (0, 1)).all()
+        assert labels.areas().sum() == 12 * 16
+    with open_labels(source, scene, ClassTable(table.classes[1:])) as labels:
+        assert set(np.unique(labels.read(WHOLE))) == {0, IGNORE}
+
+
+def test_a_colour_of_a_class_is_no_nodata(write_raster, scene):
+    table = ClassTable((LandClass(1, "land", "#000000"), LandClass(2, "building", "#e41a1c")))
+    values = np.zeros((3, 12, 16), np.uint8)
+    values[:, 3] = np.array([[0xE4], [0x1A], [0x1C]])
+    with open_labels(write_raster("label.tif", values, nodata=0), scene, table) as labels:
+        found = labels.read(WHOLE)
+    assert (found[3] == 1).all()
+    assert (np.delete(found, 3, axis=0) == 0).all()
+
+
+def test_polygons_that_lie_nowhere_on_the_scene_are_refused(tmp_path, scene):
+    far = geopandas.GeoDataFrame({"class_id": [1]}, geometry=[shapely.box(0, 0, 9, 9)], crs="EPSG:32633")
+    far.to_file(tmp_path / "far.gpkg")
+    with pytest.raises(LabelError, match="lies nowhere"):
+        open_labels(tmp_path / "far.gpkg", scene, TABLE)
+    around = [shapely.box(400_000, 3_000_000, 400_009, 3_000_009), shapely.box(600_000, 5_000_000, 600_009, 5_000_009)]
+    geopandas.GeoDataFrame({"class_id": [1, 1]}, geometry=around, crs="EPSG:32633").to_file(tmp_path / "around.gpkg")
+    with open_labels(tmp_path / "around.gpkg", scene, TABLE, BurnOptions(background="land")) as labels:
+        assert (labels.read(WHOLE) == 1).all()

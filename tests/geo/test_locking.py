@@ -11,7 +11,14 @@ import pytest
 from rsdistill.errors import DiskError, LockError
 from rsdistill.geo.locking import locked
 
-HOLD = "import sys, time; from pathlib import Path; from rsdistill.geo.locking import locked\nwith locked(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from pathlib import Path
+from rsdistill.geo.locking import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def holder(result):
@@ -22,15 +29,12 @@ def holder(result):
 
 
 def test_the_second_run_is_told_who_the_first_is(tmp_path):
-    first = holder(tmp_path / "m.tif")
-    try:
+    with holder(tmp_path / "m.tif") as first:
         with pytest.raises(LockError, match=f"process {first.pid} on {platform.node()}"), locked(tmp_path / "m.tif"):
             pass
         with locked(tmp_path / "other.tif"):
             pass
-    finally:
         first.kill()
-        first.wait()
     assert (tmp_path / ".m.tif.lock").exists()
     with locked(tmp_path / "m.tif"):
         assert f"process {os.getpid()}" in (tmp_path / ".m.tif.lock").read_text()
@@ -46,7 +50,7 @@ def test_one_result_by_two_names_has_one_lock(tmp_path):
 def test_it_goes_with_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt), locked(tmp_path / "new" / "m.tif"):
         signal.raise_signal(signal.SIGINT)
-    assert list((tmp_path / "new").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -12,7 +12,8 @@ from rasterio.crs import CRS
 
 from rsdistill.errors import TileSetError
 from rsdistill.geo.classes import ClassTable, LandClass
-from rsdistill.geo.tile_index import SceneEntry, Tile, TileRow, TileSetCard, load_tile_set, nearby_path, write_card, write_index
+from rsdistill.geo.tile_index import SceneEntry, TileRow, TileSetCard, load_tile_set, nearby_path, write_card, write_index
+from rsdistill.geo.tiles import Tile
 from rsdistill.geo.windows import Grid, Window
 
 TABLE = ClassTable((LandClass(4, "building", "#e41a1c"), LandClass(2, "land", "#4daf4a")), (0,))

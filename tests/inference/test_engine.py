@@ -175,4 +175,4 @@ def test_memory_does_not_grow_with_the_height(array_scene, oracle, blend):
         return highest
 
     peak(1024)
-    assert peak(4096) < 1.05 * peak(2048)
+    assert peak(32_768) < 3_000_000  # of 16 777 216 pixels; the reader's thread is ahead by a chunk more or less

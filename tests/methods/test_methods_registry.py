@@ -91,7 +91,7 @@ def test_every_page_gives_equation_source_differences_and_choice(name):
     assert f"({name}.md)" in index
 
 
-@pytest.mark.parametrize("name", [*(set(METHODS) - {"ce"}), "lad"])
+@pytest.mark.parametrize("name", [*(name for name in METHODS if name != "ce"), "lad"])
 def test_every_module_says_what_it_is(name):
     text = inspect.getdoc(sys.modules[type(load_method(name)).__module__] if name != "lad" else sys.modules[LAD.__module__])
     assert f"({name})" in text.splitlines()[0]

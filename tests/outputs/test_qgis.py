@@ -23,7 +23,7 @@ WIDE = ClassTable((*TABLE.classes, LandClass(300, "late", "#ffff33")))
 GRID = Grid(240, 180, CRS.from_epsg(32640), Affine(0.5, 0, 500_000, 0, -0.5, 2_800_000))
 PYTHON = "/usr/bin/python3"
 ENVIRONMENT = {"QT_QPA_PLATFORM": "offscreen", "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "XDG_RUNTIME_DIR": "/tmp"}
-PROBE = '''
+PROBE = """
 import json, os, sys
 from qgis.core import QgsApplication, QgsMapRendererParallelJob, QgsMapSettings, QgsRasterLayer, QgsRectangle, QgsVectorLayer
 from qgis.PyQt.QtCore import QSize
@@ -61,7 +61,7 @@ job.waitForFinished()
 job.renderedImage().save(picture)
 print(json.dumps(found), flush=True)
 os._exit(0)
-'''
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -137,6 +137,15 @@ def test_a_second_model_stands_beside_the_first(tmp_path: Path) -> None:
     assert "teacher.safetensors: mean IoU 70.0\xa0%" in text
 
 
+def test_errors_are_shown_only_where_the_label_counts() -> None:
+    label = np.zeros((20, 30), np.uint8)
+    everywhere, here = (
+        scene_picture("north", TABLE, label, label, counted=counted).layers
+        for counted in (None, np.where(np.arange(30) < 15, label, np.uint8(255)))
+    )
+    assert [one.source == other.source for one, other in zip(everywhere, here, strict=True)] == [True, True, False]
+
+
 def test_a_page_of_one_or_many_large_noisy_scenes_stays_below_five_megabytes(tmp_path: Path) -> None:
     for scenes in (1, 20):
         side = picture_side(scenes)
@@ -181,7 +190,7 @@ def test_in_a_browser_the_swipe_moves_zooms_and_answers_keys(report: Path) -> No
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     seen = json.loads(re.search(r"<body>(\{.*\})\s*</body>", done.stdout, re.DOTALL)[1])  # type: ignore[index]
-    assert seen["start"] == ["label", "prediction of north", "50"]
+    assert seen["start"] == ["scene", "prediction of north", "50"]
     assert seen["swiped"] == "inset(0px 0px 0px 20%)"
     assert seen["key"] == "22"
     assert seen["zoomed"] == [True, True]

@@ -31,10 +31,10 @@ def test_every_tile_has_the_colour_of_its_split(tmp_path: Path) -> None:
     picture = imread(path)[..., :3]
     left = picture[:, : picture.shape[1] // 2]
     ground = 80 / 335  # black of a scene, lifted so that blue and black are told apart
-    columns = [
-        np.flatnonzero(near(left, tuple(0.42 * one + 0.58 * ground for one in to_rgb(SPLIT_COLORS[split]))).any(0))
-        for split in ("train", "val")
-    ]
+    columns = []
+    for split in ("train", "val"):
+        mixed = tuple(0.42 * one + 0.58 * ground for one in to_rgb(SPLIT_COLORS[split]))
+        columns.append(np.flatnonzero(near(left, mixed).any(0)))
     assert columns[0].min() < columns[1].min() < columns[1].max() < columns[0].max()
     bars = picture[:, picture.shape[1] // 2 :]
     widths = [near(bars, to_rgb(SPLIT_COLORS[split])).sum(1).max() for split in ("train", "val")]

@@ -91,7 +91,7 @@ def test_a_critic_learns_apart_from_the_student():
     sum(terms.values()).backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in critic)
     student = [parameter.grad.clone() for parameter in made.network.parameters() if parameter.grad is not None]
-    sum(made.critic_terms().values()).backward()
+    sum(made.critic_terms(made.seen).values()).backward()
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in critic)
     after = [parameter.grad for parameter in made.network.parameters() if parameter.grad is not None]
     assert all(torch.equal(before, now) for before, now in zip(student, after, strict=True))

@@ -1,10 +1,12 @@
 """The saved state of a run: for the run that wrote it only, and never trusted."""
 
 import pickle
+import resource
 
 import pytest
 import torch
 
+from rsdistill.errors import DiskError
 from rsdistill.reporting import Silent
 from rsdistill.training.settings import TrainingConfig
 from rsdistill.training.state import fingerprint, load_state, save_state
@@ -45,7 +47,13 @@ def test_no_state_starts_from_the_first_step(tmp_path):
     assert "nothing to resume" in heard.said[0]
 
 
-DAMAGED = {"empty": b"", "cut": b"PK\x03\x04 not a zip", "pickle that names a function": pickle.dumps(print, protocol=2)}
+DAMAGED = {
+    "empty": b"",
+    "text": b"torn",
+    "all bytes": bytes(range(256)),
+    "cut": b"PK\x03\x04 not a zip",
+    "pickle that names a function": pickle.dumps(print, protocol=2),
+}
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
@@ -63,3 +71,18 @@ def test_the_fingerprint_sees_what_decides_the_result_and_nothing_else():
     for other in ({"steps": 11}, {"steps": 10, "seed": 1}, {"steps": 10, "lr": 0.1}, {"steps": 10, "loss": ("ce", "dice")}):
         assert fingerprint(TrainingConfig.of(**other), "tiles") != mark
     assert fingerprint(base, "other tiles") != mark
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_disk_that_fills_up_keeps_the_former_state(tmp_path, room):
+    path = tmp_path / "student.state.pt"
+    save_state(path, {"step": 7, "weights": torch.ones(10)}, "mark")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(DiskError, match=r"student\.state\.pt"):
+            save_state(path, {"step": 8, "weights": torch.ones(100_000)}, "mark")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_state(path, "mark", Heard())["step"] == 7
+    assert [each.name for each in tmp_path.iterdir()] == ["student.state.pt"]

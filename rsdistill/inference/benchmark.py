@@ -1,0 +1,231 @@
+"""The goals that mapping is measured by: ratios of what runs side by side on this machine, medians of some rounds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsdistill.geo.scenes import open_scene
+from rsdistill.geo.windows import Grid, Window, plan
+from rsdistill.geo.writing import RasterWriter
+from rsdistill.inference.choosing import AGREEMENT, Sample, candidates, fastest, samples, try_out
+from rsdistill.inference.contestants import GRAPH, PEERS, Measured, Task, measure, missing
+from rsdistill.inference.eager import EagerBackend
+from rsdistill.inference.engine import Job, strips
+from rsdistill.inference.exporting import write_onnx
+from rsdistill.inference.loading import Choice, backend_for, load
+from rsdistill.inference.mapping import Mapper
+from rsdistill.inference.served import Served
+from rsdistill.inference.settings import MapConfig
+from rsdistill.reporting import Progress
+
+LARGE = 20_000
+"""Side of the scene whose overlap factor is told."""
+FREE_SIDE, FREE_TILE, FREE_MARGIN = 4096, 512, 64
+"""Side of the scene and its windows that are mapped without a network, and their margin."""
+WIDE = 8192
+"""Width of the scene that memory is measured on."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One line of the benchmark."""
+
+    key: str
+    what: str
+    goal: str
+    found: str
+    met: bool | None
+    """None where there is no bound for it, or it could not be measured."""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What everything is measured on."""
+
+    scene: Path
+    model: Path
+    folder: Path
+    threads: int
+    rounds: int
+    trained: bool
+    """Whether the model is one that a person named."""
+    progress: Progress
+
+    @property
+    def small(self) -> Path:
+        """A corner of the scene, for what is done once."""
+        return repeated(self.scene, self.folder / "corner.tif", 256, 256)
+
+    def run(self, who: str, tile: int, margin: int, *, scene: Path | None = None, free: bool = False) -> Measured:
+        """Measure one contestant."""
+        out = str(self.folder / f"{who}.tif")
+        task = Task(who, str(scene or self.scene), str(self.model), out, tile, margin, self.threads, free)
+        return measure(task, self.small)
+
+
+def repeated(scene: Path, path: Path, height: int, width: int) -> Path:
+    """Write a scene of ``height`` × ``width`` pixels that shows ``scene`` again and again, unless it is there; return its name."""
+    if path.exists():
+        return path
+    with open_scene(scene) as source:
+        bands, grid = source.bands(), source.grid
+        pixels, _ = source.read(grid.window, bands)
+        layout: dict[str, Any] = {"bands": len(bands), "dtype": source.dtype, "nodata": source.nodata[0]}
+    cols = np.arange(width) % grid.width
+    with RasterWriter(path, Grid(height, width, grid.crs, grid.transform), **layout) as writer:
+        for row in range(0, height, 512):
+            rows = np.arange(row, min(height, row + 512)) % grid.height
+            writer.write(Window(row, 0, len(rows), width), pixels[:, rows][:, :, cols])
+    return path
+
+
+def network_share(course: Course) -> Goal:
+    """P1: a whole run, from file to file, beside a loop that only reads windows and runs the network."""
+    windows = load(course.model).windows(None, None)
+    runs = [tuple(course.run(who, windows.tile, windows.margin) for who in ("ours", "bare")) for _ in range(course.rounds)]
+    wall = median(ours.seconds / ours.network_seconds for ours, _ in runs)
+    cpu = median(ours.cpu_seconds / floor.network_cpu_seconds for ours, floor in runs)
+    bound = 1.05 if course.threads == 1 else 1.10
+    network = median(floor.network_cpu_seconds for _, floor in runs) / megapixels(course.scene)
+    found = f"wall {wall:.3f}, CPU {cpu:.3f} ({network:.2f} CPU-s a megapixel in the network)"
+    figures = {"wall": wall, "cpu": cpu, "network_cpu_seconds_a_megapixel": network}
+    goal = f"wall ≤ {bound:.2f}, CPU ≤ 1.10"
+    return Goal("P1", "a whole run ÷ time inside the network", goal, found, wall <= bound and cpu <= 1.10, figures)
+
+
+def overlap(course: Course) -> Goal:
+    """P2: pixels that pass through the network per pixel of a large scene."""
+    model = load(course.model)
+    windows = model.windows(None, None)
+    factor = plan(LARGE, LARGE, windows.tile, windows.margin, model.stride).overlap_factor
+    return Goal("P2", f"network pixels ÷ scene pixels at {LARGE}²", "≤ 1.30", f"{factor:.3f}", factor <= 1.30, {"factor": factor})
+
+
+def host_work(course: Course) -> Goal:
+    """P3: what is left when the network answers at once, beside other programs."""
+    scene = repeated(course.scene, course.folder / "free.tif", FREE_SIDE, FREE_SIDE)
+    size = megapixels(scene)
+    contestants = ["ours", *(who for who in PEERS[:1] if not missing(who))]
+    runs: dict[str, list[Measured]] = {who: [] for who in contestants}
+    for _ in range(course.rounds):
+        for who in contestants:
+            runs[who].append(course.run(who, FREE_TILE, FREE_MARGIN, scene=scene, free=True))
+    cost = {who: 1000 * median(one.cpu_seconds for one in found) / size for who, found in runs.items()}
+    peers = {who: median(theirs.cpu_seconds / own.cpu_seconds for theirs, own in zip(runs[who], runs["ours"], strict=True)) for who in cost}
+    told = [f"{who} {factor:.1f} × as much" for who, factor in peers.items() if who != "ours"] or [missing(PEERS[0])]
+    met = cost["ours"] <= 35 and all(factor >= 5 for who, factor in peers.items() if who != "ours")
+    found = f"{cost['ours']:.0f} CPU-ms; {', '.join(told)}"
+    return Goal("P3", "host work a megapixel", "≤ 35 CPU-ms, peers ≥ 5 × as much", found, met, {"cpu_ms_a_megapixel": cost, "ratio": peers})
+
+
+def memory_bound(course: Course) -> Goal:
+    """P4: peak memory above imports and network on a wide scene, and on one twice as high."""
+    windows = load(course.model).windows(None, None)
+    found = []
+    for height in (WIDE // 2, WIDE):
+        scene = repeated(course.scene, course.folder / f"wide{height}.tif", height, WIDE)
+        runs = [course.run("ours", windows.tile, windows.margin, scene=scene, free=True) for _ in range(min(3, course.rounds))]
+        found.append(median(one.memory_bytes for one in runs))
+    growth = found[1] / found[0] - 1
+    told = f"{found[0] / 1e6:.0f} MB, {100 * growth:+.1f} % at twice the height"
+    figures = {"bytes": found, "growth": growth}
+    return Goal("P4", f"memory above imports at width {WIDE}", "≤ 250 MB, < 5 %", told, max(found) <= 250e6 and growth < 0.05, figures)
+
+
+def backends(course: Course) -> Goal:
+    """P5: what ``--backend auto`` takes, beside a plain loop in eager torch."""
+    model, mapper = load(course.model), Mapper(MapConfig.of(device="cpu", threads=course.threads), course.model)
+    windows = model.windows(None, None)
+    with mapper.open(course.scene) as scene:
+        bands = mapper.bands(scene)
+        job = Job.of(plan(scene.grid.height, scene.grid.width, windows.tile, windows.margin, model.stride), scene.grid.window, "core")
+        seen: list[Sample] = samples(scene, bands, job)
+
+        def run(choice: Choice) -> Callable[[], Any]:
+            return lambda: backend_for(model, scene, bands, choice=choice, device="cpu", threads=course.threads)
+
+        choices = [model.reference, *candidates(model, None, on_processor=True)]
+        network: Any = load(course.model).network
+        eager = (Choice("torch"), lambda: EagerBackend(network, model.card))
+        trials = try_out([eager, *((choice, run(choice)) for choice in choices)], seen)
+    best = fastest(trials)
+    speed = trials[0].seconds / best.seconds
+    figures: dict[str, Any] = {}
+    for one in trials[1:]:
+        known = {"speed": trials[0].seconds / one.seconds, "agreement": one.agreement}
+        figures[str(one.choice)] = {"problem": str(one.error)} if one.error else known
+    found = f"{best.choice}: {speed:.2f} × at {100 * best.agreement:.2f} %"
+    goal = f"≥ 2.5 × at ≥ {100 * AGREEMENT:.0f} % equal labels"
+    return Goal("P5", "--backend auto beside eager NCHW float32", goal, found, speed >= 2.5, figures)
+
+
+def disagreement(course: Course) -> Goal:
+    """P6: how often a map differs from one with a margin of half a window, at equal windows."""
+    model = load(course.model)
+    tile = max(256, 4 * model.stride)
+    margin = tile // 8
+    wide = labels_of(course, 2 * tile, tile // 2, "core")
+    shares = {blend: float((labels_of(course, tile, margin, blend) != wide).mean()) for blend in ("core", "hann", "gaussian")}
+    found = ", ".join(f"{blend} {100 * share:.2f} %" for blend, share in shares.items())
+    met: bool | None = shares["core"] <= shares["gaussian"]
+    if not course.trained:  # what it sees from afar means nothing to it
+        found, met = f"{found} (of an untrained network)", None
+    return Goal("P6", f"disagreement with wider context, windows of {tile}", "core ≤ gaussian", found, met, shares)
+
+
+def same_bytes(course: Course, predict: Callable[..., Any]) -> Goal:
+    """P7: the mask, byte by byte, under what should not matter."""
+    made = set()
+    ways: Sequence[dict[str, Any]] = ({"threads": 1}, {"threads": 2}, {"threads": 1, "workers": 2})
+    for number, way in enumerate(ways):
+        out = course.folder / f"same{number}" / "mask.tif"
+        predict(course.scene, out=[out], model=course.model, device="cpu", overwrite=True, **way)
+        made.add(sha256(out.read_bytes()).hexdigest())
+    found = f"{len(ways)} ways, {len(made)} kind{'s' if len(made) > 1 else ''} of file"
+    return Goal("P7", "the mask's bytes with 1 or 2 threads or workers", "the same", found, len(made) == 1, {"kinds": len(made)})
+
+
+def whole_runs(course: Course) -> Goal:
+    """Ours and every peer that is here, with the real network on the same scene and windows."""
+    model = load(course.model)
+    windows = model.windows(None, None)
+    if not missing("geodeep"):
+        network: Any = model.network
+        write_onnx(Served(network, model.card).eval(), model.card, windows.tile, course.folder / GRAPH)
+    own = course.run("ours", windows.tile, windows.margin)
+    figures: dict[str, Any] = {"ours": vars(own)}
+    told = []
+    for who in PEERS:
+        if reason := missing(who):
+            figures[who] = {"problem": reason}
+            told.append(reason)
+            continue
+        theirs = course.run(who, windows.tile, windows.margin)
+        figures[who] = vars(theirs)
+        cpu, memory = theirs.cpu_seconds / own.cpu_seconds, theirs.memory_bytes / max(1, own.memory_bytes)
+        told.append(f"{who} {cpu:.2f} × CPU, {memory:.1f} × memory")
+    return Goal("peers", "other programs, same network and scene", "ahead", "; ".join(told), None, figures)
+
+
+def labels_of(course: Course, tile: int, margin: int, blend: Any) -> NDArray[np.uint8]:
+    """Return the map of the scene, at most 2048 pixels a side, with such windows."""
+    mapper = Mapper(MapConfig.of(device="cpu", threads=course.threads, blend=blend), course.model)
+    with mapper.open(course.scene) as scene:
+        part = Window(0, 0, min(2048, scene.grid.height), min(2048, scene.grid.width))
+        found = strips(
+            scene, mapper.backend(scene), bands=mapper.bands(scene), tile=tile, margin=margin, blend=mapper.config.blend, window=part
+        )
+        return np.concatenate([strip.labels for strip in found])
+
+
+def megapixels(scene: Path) -> float:
+    """Return the size of a scene."""
+    with open_scene(scene) as source:
+        return source.grid.height * source.grid.width / 1e6

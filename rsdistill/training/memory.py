@@ -1,0 +1,56 @@
+"""What to do when a step does not fit into memory: take it in smaller parts, whose gradients add up to the same step."""
+
+import gc
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from rsdistill.data.dataset import Composition, Share
+from rsdistill.errors import MemoryLimitError
+
+T = TypeVar("T")
+
+SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What allocators say that have no error of their own: the CPU's, cuDNN's, cuBLAS's."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Return whether ``error`` says that memory is exhausted, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(s in str(error) for s in SIGNS)
+    )
+
+
+def until_it_fits(work: Callable[[], T], shrink: Callable[[], None]) -> T:
+    """Return what ``work`` returns; each time that memory is exhausted, give back what it held, ``shrink``, and do it again."""
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            shrink()
+
+
+def halved(shares: list[Share], composition: Composition, ranks: int) -> list[Share]:
+    """Return the parts that one process takes a step in, half as large and twice as many.
+
+    Raises:
+        MemoryLimitError: they cannot be smaller; or there are several processes, which may not part ways in the middle of a step.
+    """
+    if ranks > 1:
+        raise MemoryLimitError(
+            "out of memory on one of several devices", hint="halve --batch and double --accumulate, or use a smaller network or tile"
+        )
+    if not composition.divides(2 * len(shares)):
+        size = composition.tiles * (composition.contexts + composition.unlabelled) // len(shares)
+        raise MemoryLimitError(
+            f"out of memory with {size} tiles at a time", hint="use a smaller network, or tile again with a smaller --tile"
+        )
+    return [half for share in shares for half in share.divided(2)]

@@ -1,0 +1,171 @@
+"""Disks that fill up, forbid or end: exit 3 with the file's name, nothing at the final path, and the same command works afterwards."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from harness import ended, litter
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits and permissions")
+OUTPUTS = ("m.tif", "m.gpkg", "m.fgb", "m.geojson", "m.parquet", "m.png")
+
+
+def predict(world, out):
+    return ["predict", world.scene, "--work", world.work, "--out", out, "-q"]
+
+
+@pytest.fixture
+def file_limit():
+    """Limit the size of files that this process writes."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_file_that_may_not_grow_is_refused_whole(world, tmp_path, file_limit, name):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    whole = ended(*predict(world, tmp_path / "whole" / name))
+    assert whole.code == 0, whole.err
+    largest = max(path.stat().st_size for path in (tmp_path / "whole").iterdir())
+    for share in (0.0, 0.02, 0.3, 0.7):
+        file_limit(int(share * largest))
+        run = ended(*predict(world, tmp_path / "m" / name))
+        file_limit(resource.RLIM_INFINITY)
+        if run.code == 0:
+            continue
+        assert run.code == 3, run.err
+        assert run.err.count("\n") == 1
+        assert run.line.endswith(")")
+        assert not (tmp_path / "m" / name).exists()
+        assert [left for left in litter(tmp_path) if not left.endswith(".journal")] == []
+    again = ended(*predict(world, tmp_path / "m" / name), "--overwrite")
+    assert again.code == 0, again.err
+    assert litter(tmp_path) == []
+
+
+def test_tiles_on_a_disk_that_takes_no_more(world, tmp_path, file_limit):
+    arguments = ["tile", world.scene, "--labels", world.labels, "--classes", world.classes, "--tile", 64, "--out", tmp_path / "tiles", "-q"]
+    for size in (0, 1000, 10_000, 60_000, 100_000):
+        file_limit(size)
+        run = ended(*arguments)
+        file_limit(resource.RLIM_INFINITY)
+        assert run.code == 3, (size, run.err)
+        assert run.err.count("\n") == 1
+        assert not (tmp_path / "tiles").exists()
+        assert litter(tmp_path) == []
+    assert ended(*arguments).code == 0
+
+
+def test_training_on_a_disk_that_takes_no_more(world, tmp_path, file_limit):
+    out = tmp_path / "s.safetensors"
+    train = ["distill", "--work", world.work, "--method", "ce", "--student", "linear", "--steps", 2, "--batch", 1, "--out", out, "-q"]
+    for size in (0, 500, 3000):
+        file_limit(size)
+        run = ended(*train)
+        file_limit(resource.RLIM_INFINITY)
+        assert run.code == 3, (size, run.err)
+        assert run.err.count("\n") == 1
+        assert not out.exists()
+        assert [left for left in litter(tmp_path) if not left.endswith(".lock")] == []
+    assert ended(*train).code == 0
+
+
+def mounted(size, command):
+    """Run a shell command where ``$DISK`` is a file system of ``size`` bytes, in a mount namespace of its own."""
+    script = f'mount -t tmpfs -o size={size} tmpfs "$DISK" && {command}'
+    return subprocess.run(["unshare", "--mount", "--map-root-user", "sh", "-c", script], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder that :func:`mounted` can put a small disk on."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    os.environ["DISK"] = str(folder)
+    if shutil.which("unshare") is None or mounted(1 << 20, "true").returncode:
+        pytest.skip("no small disk can be mounted here")
+    yield folder
+    del os.environ["DISK"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_full_disk(world, disk, name):
+    """Eight sizes of disk: either the whole result or none, and the same command works once there is room."""
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    command = f'"{sys.executable}" -m rsdistill predict "{world.scene}" --work "{world.work}" --out "$DISK/{name}" -q'
+    for size in (4096, 8192, 16384, 32768, 65536, 131072, 524288):
+        rescue = f'mount -o remount,size=16m "$DISK" && {command} --overwrite && ls -A "$DISK" | grep -c "^[.]"'
+        run = mounted(size, f'{command}; echo "$?"; test -e "$DISK/{name}"; echo "$?"; {rescue}')
+        code, absent, *paths, hidden = run.stdout.split()
+        if code == str(disk / name):  # it was large enough: the first line is the result's path
+            continue
+        assert (code, absent) == ("3", "1"), (size, run.stdout, run.stderr)
+        assert str(disk) in run.stderr.splitlines()[0]
+        assert (paths, hidden) == ([str(disk / name)], "0")
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(world, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    run = ended(*predict(world, tmp_path / "closed" / "m.tif"))
+    assert run.code == 3, run.err
+    assert "Permission denied" in run.line
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
+def test_a_disk_that_is_read_only(world, disk):
+    run = mounted("1m,ro", f'"{sys.executable}" -m rsdistill predict "{world.scene}" --work "{world.work}" --out "$DISK/m.tif" -q')
+    assert run.returncode == 3, run.stderr
+    assert "Read-only file system" in run.stderr
+    assert str(disk) in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_folder_that_is_removed_while_a_map_is_made(world, tmp_path, monkeypatch):
+    from rsdistill.inference import mapping
+
+    strips = mapping.strips
+
+    def removing(*args, **options):
+        yield next(it := strips(*args, **options))
+        shutil.rmtree(tmp_path / "out")
+        yield from it
+
+    monkeypatch.setattr(mapping, "strips", removing)
+    run = ended(*predict(world, tmp_path / "out" / "m.tif"))
+    assert run.code == 3, run.err
+    assert "m.tif" in run.line
+
+
+def test_a_scene_that_is_cut_while_it_is_read(world, tmp_path, monkeypatch):
+    from rsdistill.geo import scenes
+
+    shutil.copy(world.scene, tmp_path / "s.tif")
+    read, seen = scenes.Scene.read, []
+
+    def cutting(self, window, bands):
+        seen.append(window)
+        if len(seen) == 1:
+            os.truncate(tmp_path / "s.tif", 20_000)
+        return read(self, window, bands)
+
+    monkeypatch.setattr(scenes.Scene, "read", cutting)
+    run = ended("predict", tmp_path / "s.tif", "--work", world.work, "--out", tmp_path / "m.tif", "-q")
+    assert run.code == 2, run.err
+    assert "s.tif" in run.line
+    assert "rows" in run.line
+    assert not (tmp_path / "m.tif").exists()
