@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: demo test test-slow fuzz bench qgis lint docs clean
+.PHONY: demo test test-slow fuzz bench qgis lint release docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 found; set PYTHON=/path/to/python3.11" >&2; exit 3; }
@@ -24,8 +24,8 @@ test: $(STAMP) ## the fast tests: no network, no GPU
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow --timeout 1800
 
-fuzz: $(STAMP) ## random bytes against every reader, for a bounded time
-	$(BIN)/python -m pytest -m fuzz --timeout 1800
+fuzz: $(STAMP) ## random bytes and values against every reader: ten minutes, or RSDISTILL_FUZZ_SECONDS, and a summary
+	$(BIN)/python -m pytest tests/fuzz -m "not slow" --timeout 1800
 
 bench: $(STAMP) ## ratios on this machine
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 1800
@@ -40,6 +40,10 @@ lint: $(STAMP) ## style, types, floors, licences, known holes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/supply_chain.py
+
+release: $(STAMP) ## the wheel and the bill of materials that goes with it, in dist/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/python .ci/supply_chain.py --bom dist/rsdistill.cdx.json
 
 docs: $(STAMP) ## the site, in site/
 	$(BIN)/mkdocs build --strict

@@ -1,15 +1,18 @@
 """What the package is made of: the licence of everything it installs, and known holes in it (pip-audit, where the network allows).
 
-python tools/supply_chain.py            checks; leaves with 1 where a licence is unknown or forbids what ours permits, or a hole is known
-python tools/supply_chain.py --list     also prints every package, its version and licence, as a table
+python .ci/supply_chain.py               checks; leaves with 1 where a licence is unknown or forbids what ours permits, or a hole is known
+python .ci/supply_chain.py --list        also prints every package, its version and licence, as a table
+python .ci/supply_chain.py --bom FILE    also writes them as a bill of materials (CycloneDX 1.6 JSON), which goes with a release
 """
 
+import json
 import re
 import socket
 import subprocess
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -29,11 +32,29 @@ def main(arguments: list[str]) -> int:
     rows = sorted((name, found.version, licence(found)) for name, found in installed(PACKAGE).items())
     for name, version, text in rows if "--list" in arguments else ():
         print(f"{name:<32} {version:<16} {text}")
+    if "--bom" in arguments:
+        Path(arguments[arguments.index("--bom") + 1]).write_text(json.dumps(bill(rows), indent=1) + "\n", encoding="utf-8")
     doubtful = [row for row in rows if is_doubtful(row[0], row[2])]
     for name, version, text in doubtful:
         print(f"licence of {name} {version}: {text or 'not stated'}", file=sys.stderr)
     print(f"licences: {len(rows)} packages, {len(doubtful)} to look at")
     return 1 if doubtful or audit() else 0
+
+
+def bill(rows: list[tuple[str, str, str]]) -> dict[str, object]:
+    """Return the CycloneDX 1.6 bill of materials of the package: itself, and (name, version, licence) of everything that it needs here."""
+    components = [{"type": "library", **entry(*row)} for row in rows]
+    itself = distribution(PACKAGE)
+    own = {"type": "application", **entry(PACKAGE, itself.version, licence(itself))}
+    needed = {"ref": own["bom-ref"], "dependsOn": [component["bom-ref"] for component in components]}
+    head = {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}
+    return {**head, "metadata": {"component": own}, "components": components, "dependencies": [needed]}
+
+
+def entry(name: str, version: str, text: str) -> dict[str, object]:
+    """Return one component, by its package URL."""
+    url = f"pkg:pypi/{name}@{version}"
+    return {"bom-ref": url, "name": name, "version": version, "purl": url, "licenses": [{"license": {"name": text}}] if text else []}
 
 
 def installed(package: str) -> dict[str, Distribution]:

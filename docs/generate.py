@@ -6,6 +6,7 @@ python docs/generate.py --check    writes nothing; names what is out of date and
 
 import ast
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         "README.md": {"methods": method_table(), "tree": tree()},
         "docs/reference/errors.md": {"errors": error_table()},
         "docs/reference/python.md": {"functions": function_table()},
+        "docs/benchmarks/predict.md": {"bench": bench_table(ROOT / "docs/benchmarks/predict.json")},
     }.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, content in parts.items():
@@ -63,6 +65,18 @@ def pages() -> Iterator[tuple[Path, str]]:
             _, _, after = rest.partition(end)
             text = f"{before}{start}\n\n{content}\n\n{end}{after}"
         yield ROOT / page, text
+
+
+def bench_table(path: Path) -> str:
+    """Return what ``rsdistill bench`` found, from the file that it wrote."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    options, machine = found["options"], found["machine"]
+    met = {True: "yes", False: "**no**", None: ""}
+    rows = [f"| {one['key']} | {one['what']} | {one['goal']} | {one['found']} | {met[one['met']]} |" for one in found["lines"]]
+    network = Path(options["model"]).name if options["model"] else f"an untrained `{options['arch']}`"
+    where = ", ".join(f"{name} {machine[name]}" for name in ("system", "processor", "python", "torch", "rsdistill"))
+    told = f"Network: {network}; threads: {options['threads']}; rounds: {options['rounds']}; {where}; cores: {machine['cores']}."
+    return "\n".join(["| | what | goal | found | met |", "|---|---|---|---|---|", *rows, "", told])
 
 
 def command_line() -> str:
@@ -112,7 +126,8 @@ def method_table() -> str:
         source = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
         paragraphs = [_flat(text) for text in (ast.get_docstring(source) or "").split("\n\n")]
         what = paragraphs[0].partition(": ")[2].rstrip(".")
-        paper = next((_link(text) for text in paragraphs if REFERENCE.search(text)), "")
+        own = any(text.startswith("Ours.") for text in paragraphs)
+        paper = "ours" if own else next((_link(text) for text in paragraphs if REFERENCE.search(text)), "")
         when = next(text for text in paragraphs if "Choose it when: " in text).partition("Choose it when: ")[2]
         rows.append(f"| [{name}](docs/methods/{name}.md) | {_cell(what)} | {paper} | {_cell(_first(when))} |")
     return "\n".join(rows)

@@ -20,6 +20,7 @@ COMMANDS = (
     "info",
     "check",
     "style",
+    "bench",
     "demo",
 )
 """The commands that exist; each is a function of the module of that name in ``rsdistill.commands``."""

@@ -21,6 +21,8 @@ class Context(NamedTuple):
     """(B,) int64: which context image each tile belongs to."""
     label: Tensor | None = None
     """(M, h, w) int64 majority label of each context pixel, IGNORE where none; None outside training."""
+    wider: "Context | None" = None
+    """Thumbnails of the whole scenes, and where each context image lies in its own; without a valid pixel where there is none."""
 
 
 class Groups(NamedTuple):

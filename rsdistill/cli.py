@@ -202,7 +202,7 @@ def _untangle(field: FieldInfo, value: Any) -> Any:
 
 
 def _print(result: Result, *, as_json: bool, quiet: bool) -> int:
-    """Print paths, JSON, or tables that are the result on stdout, all else on stderr; return 0, 6 after failures, or 2 without a result."""
+    """Print paths, JSON, or tables that are the result on stdout, all else on stderr; return 0, 6 after failures, 2 if nothing was done."""
     for failure in result.failures:
         typer.echo(f"failed: {failure}", err=True)
     lines = [str(path) for path in result.paths]
@@ -219,7 +219,7 @@ def _print(result: Result, *, as_json: bool, quiet: bool) -> int:
     for table in () if quiet or result.told else result.tables:
         draw(table, sys.stderr)
     if result.failures:
-        return 6 if result.paths else InputError.exit_code
+        return 6 if result.paths or result.kept else InputError.exit_code
     return 0
 
 

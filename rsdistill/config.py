@@ -1,12 +1,13 @@
 """Configuration: frozen models with one home for every default, read from TOML with flags on top, written beside every result."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rsdistill.errors import ConfigError, nearest
 
@@ -17,6 +18,16 @@ MAX_CONFIG_BYTES = 1 << 20
 def argument(description: str, **field: Any) -> Any:
     """Return a field that the command line takes as positional argument instead of a flag."""
     return Field(description=description, json_schema_extra={"argument": True}, **field)
+
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise ValueError(f"unknown device '{name}': auto, cpu, cuda, cuda:1 or mps")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_known_device)]
+"""The name of a device; whether it is there is found out when it is used."""
 
 
 class Config(BaseModel):

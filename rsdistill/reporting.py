@@ -67,5 +67,7 @@ class Result:
     data: dict[str, Any] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
     failures: tuple[str, ...] = ()
+    kept: int = 0
+    """Parts that were finished of what failed, for a later run to go on from."""
     told: bool = False
     """Whether the tables are what was asked for, so that they belong on stdout."""

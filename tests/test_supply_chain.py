@@ -1,6 +1,7 @@
 """What the package is made of: every licence is known, and what binds or says nothing is found."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def test_everything_that_is_installed_with_the_package_is_known(supply_chain):
     found = supply_chain.installed("rsdistill")
     assert {"torch", "rasterio", "numpy", "click-plugins"} <= found.keys()  # the last is needed by rasterio only
     assert [name for name, one in found.items() if supply_chain.is_doubtful(name, supply_chain.licence(one))] == []
+
+
+def test_the_bill_of_materials_holds_all_of_it_and_says_where_it_is_from(supply_chain, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(supply_chain, "audit", lambda: False)
+    assert supply_chain.main(["--bom", str(tmp_path / "bom.json")]) == 0
+    bill = json.loads((tmp_path / "bom.json").read_text())
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["metadata"]["component"]["name"] == "rsdistill"
+    assert {one["name"] for one in bill["components"]} == supply_chain.installed("rsdistill").keys()
+    torch = next(one for one in bill["components"] if one["name"] == "torch")
+    assert torch["purl"] == f"pkg:pypi/torch@{torch['version']}"
+    assert torch["licenses"]
+    assert set(bill["dependencies"][0]["dependsOn"]) == {one["bom-ref"] for one in bill["components"]}
 
 
 def test_without_a_network_nothing_is_audited_and_the_reason_is_said(supply_chain, monkeypatch, capsys):

@@ -36,7 +36,8 @@ def bench(*, progress: Progress = SILENT, **options: Any) -> Result:
     """Measure this machine: what is spent around the network, overlap, memory, backends, seams, polygons, start-up, and other programs.
 
     Contestants run one after the other, each in a process of its own, on the same network and scene; ratios travel between machines,
-    seconds do not. Other programs take part where they are installed: MONAI and GeoDeep. The result is a JSON file with all figures.
+    seconds do not. Other programs take part where they are installed: MONAI, TerraTorch, GeoAI and GeoDeep. The result is a JSON file with
+    all figures.
     """
     config = BenchConfig.of(**options)
     from tempfile import TemporaryDirectory
@@ -67,7 +68,8 @@ def bench(*, progress: Progress = SILENT, **options: Any) -> Result:
                 bar.advance()
     data = {
         "machine": _machine(),
-        "options": config.model_dump(mode="json", exclude={"work", "out"}),
+        "options": config.model_dump(mode="json", exclude={"work", "out"})
+        | {name: path and path.name for name, path in (("model", config.model), ("scene", config.scene))},
         "lines": [vars(goal) for goal in goals],
     }
     with atomic(out) as part:
@@ -105,6 +107,7 @@ def _polygons(line: Line, course: "Course") -> "Goal":
     from rsdistill.inference.benchmark import Goal
     from rsdistill.outputs.polygon_race import draw_regions, race
 
+    race(*draw_regions(course.folder / "few.tif", 256))  # what is done once, as for every other line
     mask, table = draw_regions(course.folder / "regions.tif", REGIONS_SIZE)
     runs = [race(mask, table) for _ in range(course.rounds if line == "V1" else 1)]
     found = runs[0]

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from rsdistill.config import run_file
 from rsdistill.reporting import SILENT, Progress, Result, Table
-from rsdistill.training.settings import Share, TrainingConfig
+from rsdistill.training.settings import TrainingConfig
 
 BASELINES = ("ce", "kd")
-OWN = {"methods", "seeds", "budget", "out", "seed", "resume", "overwrite", "max_seconds"}
+OWN = {"methods", "seeds", "budget", "out", "seed", "resume", "overwrite", "max_seconds", "devices"}
 """Options that are compare's own; all others are passed on to every run."""
 
 
@@ -38,7 +38,7 @@ class CompareConfig(TrainingConfig):
     set: dict[str, Any] = Field({}, description="Options of the methods, such as ifvd.weight=10 (repeat for more).")
     cache_teacher: bool = Field(False, description="Ask the teacher once a tile; features are then out of reach, see distill.")
     teacher_views: Literal[1, 8] = Field(1, description="Turns and flips of each tile that a cached teacher is asked about, see distill.")
-    labels_fraction: Share = Field(1.0, description="Share of the training tiles whose labels are used, 0.125 or 1/8.")
+    devices: int = Field(1, ge=1, description="Devices of this machine that each run is trained on, one process each.")
 
 
 def compare(*, progress: Progress = SILENT, **options: Any) -> Result:
@@ -48,13 +48,22 @@ def compare(*, progress: Progress = SILENT, **options: Any) -> Result:
     comparison.md, comparison.png and report.html.
     """
     config = CompareConfig.of(**options)
-    from rsdistill.outputs.comparison import summarise
+    from rsdistill.geo.files import refuse_existing_in
+    from rsdistill.geo.locking import locked
     from rsdistill.training.prepare import open_tile_set
 
     out = config.out or config.work / "compare"
+    refuse_existing_in(out, RESULTS, overwrite=True)  # a comparison is gone on with
     open_tile_set(config)
     methods = tuple(dict.fromkeys((*BASELINES, *config.methods)))
     _check(config, methods)
+    with locked(out):
+        return _compare(config, methods, out, progress)
+
+
+def _compare(config: CompareConfig, methods: tuple[str, ...], out: Path, progress: Progress) -> Result:
+    from rsdistill.outputs.comparison import summarise
+
     runs: list[dict[str, Any]] = []
     with progress.task("compare", total=len(config.budget) * len(methods) * config.seeds) as bar:
         for budget in config.budget:
@@ -109,6 +118,8 @@ def _run(
     passed["set"] = _own(config, method)
     if limit is not None:
         passed |= {"max_seconds": limit, "steps": 1_000_000}
+    if config.devices > 1:
+        passed["devices"] = config.devices
     mark = hashlib.sha256(json.dumps(passed, sort_keys=True, default=str).encode()).hexdigest()
     if record.exists() and (known := json.loads(record.read_text())).get("fingerprint") == mark:
         return dict(known)
@@ -126,12 +137,9 @@ def _run(
 
 def _measured(options: dict[str, Any]) -> dict[str, Any]:
     """Distill and evaluate; runs in a fresh process."""
-    from rsdistill.commands.distill import distill
     from rsdistill.commands.evaluate import evaluate
-    from rsdistill.inference.contestants import memory
 
-    made = distill(**options, calibrate=0).data
-    peak = memory(peak=True)
+    made, peak = _distilled(options | {"calibrate": 0})
     passed = {key: options[key] for key in ("work", "tiles", "device", "threads") if key in options}
     scored = evaluate(model=options["out"], out=options["out"].with_suffix(".evaluation"), overwrite=True, **passed).data
     return {
@@ -144,11 +152,50 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _distilled(options: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Distill, and return what the command tells and the peak memory of a process in bytes.
+
+    On several devices that is a command line of its own, which each further process begins with.
+    """
+    from rsdistill.commands.distill import DistillConfig, distill
+    from rsdistill.inference.contestants import memory
+
+    if "devices" not in options:
+        return distill(**options).data, memory(peak=True)
+    import resource
+    import subprocess
+    import sys
+
+    from rsdistill.errors import RsdistillError
+
+    line = ["-m", "rsdistill", "distill", "--config", str(options["out"].with_suffix(".options.toml")), "--overwrite", "--resume", "--json"]
+    options["out"].parent.mkdir(parents=True, exist_ok=True)
+    options["out"].with_suffix(".options.toml").write_text(run_file(DistillConfig.of(**options), "distill"), encoding="utf-8")
+    ended = subprocess.run([sys.executable, *line, "-q"], capture_output=True, text=True, check=False)
+    if ended.returncode:
+        said = (ended.stderr.splitlines() or ["distill ended without a word"])[-1].removeprefix("rsdistill: ")
+        error = RsdistillError(said, hint=f"by itself: rsdistill distill --config {options['out'].with_suffix('.options.toml')}")
+        error.exit_code = ended.returncode
+        raise error
+    return json.loads(ended.stdout), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _resolved(config: CompareConfig, out: Path, runs: list[dict[str, Any]]) -> CompareConfig:
+    """Return ``config`` with all written out that was found in the workspace, or measured on this machine."""
+    from rsdistill.inference.loading import find_model
+
+    own: dict[str, Any] = {"out": out, "tiles": config.tile_folder}
+    own["teacher"] = tuple(find_model(config.work, named) for named in config.teacher or (Path("teacher"),))
+    own["steps"] = next((run["steps"] for run in runs if run["budget"] == "steps"), config.steps)
+    own["max_seconds"] = _seconds(config, runs) if "seconds" in config.budget else config.max_seconds
+    return config.model_copy(update=own)
+
+
 def _write(config: CompareConfig, out: Path, comparison: dict[str, Any]) -> Result:
     from rsdistill.geo.files import atomic
     from rsdistill.outputs.comparison import draw_comparison, markdown, write_comparison
 
-    options = run_file(config, "compare")
+    options = run_file(_resolved(config, out, comparison["runs"]), "compare")
     run = out / "comparison.run.toml"
     figures, text, picture, page = paths = tuple(out / name for name in RESULTS)
     for path, content in ((figures, json.dumps(comparison, indent=1)), (text, markdown(comparison)), (run, options)):

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from rsdistill.config import Config, run_file
+from rsdistill.config import Config, Device, run_file
 from rsdistill.errors import OutputExistsError
 from rsdistill.geo.files import atomic
 from rsdistill.reporting import SILENT, Progress, Result, Table
@@ -25,7 +25,7 @@ class DemoConfig(Config):
     size: int = Field(1536, ge=512, le=8192, description="Height and width of the drawn scene in pixels.")
     steps: int = Field(160, ge=1, description="Training steps of the teacher, and of the student.")
     seed: int = Field(0, ge=0, description="Seed of the scene and of all training.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
 
 
 def demo(*, progress: Progress = SILENT, **options: Any) -> Result:

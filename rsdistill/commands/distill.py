@@ -7,7 +7,7 @@ from pydantic import Field
 
 from rsdistill.errors import ConfigError
 from rsdistill.reporting import SILENT, Progress, Result
-from rsdistill.training.settings import LaunchConfig, Share
+from rsdistill.training.settings import LaunchConfig
 
 SERIOUS = (
     "rsdistill distill --method kd --student base --weights imagenet --steps 20000 --batch 16 --ema 0.999 --device cuda --precision bf16"
@@ -23,9 +23,6 @@ class DistillConfig(LaunchConfig):
     backbone: str | None = Field(None, description="Encoder of the student by its timm name.")
     arch_set: dict[str, Any] = Field({}, description="Options of the student's network, such as width=2 (repeat for more).")
     set: dict[str, Any] = Field({}, description="Options of the method, such as ifvd.weight=10 or kd.tau=4 (repeat for more).")
-    labels_fraction: Share = Field(
-        1.0, description="Share of the training tiles whose labels are used, 0.125 or 1/8; the rest counts as unlabelled."
-    )
     calibrate: int = Field(8, ge=0, description="Batches on which the terms of the loss are measured before training; 0 leaves it out.")
     cache_teacher: bool = Field(
         False, description="Ask the teacher once a tile and keep its logits in WORK/cache; for methods that read nothing else."
@@ -50,15 +47,15 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
     if config.teacher_views > 1 and not config.cache_teacher:
         raise ConfigError("--teacher-views 8 is for a teacher that is asked once a tile", hint="add --cache-teacher")
     from rsdistill.inference.loading import find_model
-    from rsdistill.methods import check_names
+    from rsdistill.methods import asks_teachers, check_names
     from rsdistill.models.card import read_card
     from rsdistill.training.prepare import held, ready
 
     files = ready(config, "student.safetensors")
     check_names(config.method)
     named = config.teacher or (Path("teacher"),)
-    teachers = tuple(find_model(config.work, each) for each in named) if config.method != "ce" else named
-    for path in teachers if config.method != "ce" else ():
+    teachers = tuple(find_model(config.work, each) for each in named) if asks_teachers(config.method) else ()
+    for path in teachers:
         read_card(path)
     arch_args = {**({"encoder": config.backbone} if config.backbone else {}), **config.arch_set}
 
@@ -66,7 +63,7 @@ def distill(*, progress: Progress = SILENT, **options: Any) -> Result:
     from rsdistill.training.student import distill as train
 
     cache = config.work / "cache" if config.cache_teacher else None
-    how = (config.labels_fraction, config.calibrate, config.balance, cache, config.teacher_views)
+    how = (config.calibrate, config.balance, cache, config.work / "cache" / "canvases", config.teacher_views)
     lesson = Lesson(config.method, config.set, teachers, config.student, arch_args, *how)
     with held(files, config):
         return train(config, lesson, files, serious=SERIOUS, progress=progress)

@@ -58,16 +58,25 @@ def evaluate(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -
     WORK/evaluation/ with metrics.json and report.html.
     """
     config = EvaluateConfig.of(scenes=(scenes,) if isinstance(scenes, str | Path) else scenes, **options)
-    from rsdistill.geo.files import refuse_existing
+    _refuse_contradictions(config)
+    from rsdistill.geo.files import refuse_existing_in
+    from rsdistill.geo.locking import locked
+
+    with locked(config.folder):
+        refuse_existing_in(config.folder, RESULTS, config.overwrite)
+        return _evaluate(config, progress)
+
+
+def _refuse_contradictions(config: EvaluateConfig) -> None:
+    with_model = {"model": "a mask needs no model", "beside": "a second model stands beside a first", "seam": "a mask has no windows"}
+    for name, hint in with_model.items():
+        if config.mask and getattr(config, name):
+            raise ConfigError(f"--mask and --{name} exclude each other", hint=hint)
+
+
+def _evaluate(config: EvaluateConfig, progress: Progress) -> Result:
     from rsdistill.metrics import Boundary
 
-    if config.mask and config.model:
-        raise ConfigError("--mask and --model exclude each other", hint="a mask needs no model")
-    if config.mask and config.beside:
-        raise ConfigError("--mask and --beside exclude each other", hint="a second model stands beside a first")
-    if config.mask and config.seam:
-        raise ConfigError("--seam needs a model", hint="a mask does not say where its windows were cut")
-    refuse_existing([config.folder / name for name in RESULTS], config.overwrite)
     tile_set = _tile_set(config)
     subjects = _subjects(config, tile_set, progress)
     mapper = None if config.mask else _mapper(config, config.model, tile_set, progress)
@@ -204,7 +213,10 @@ def _sum(measured: "Sequence[Measured]") -> "Confusion":
         total.add(one.confusion)
     if not total.matrix.any():
         missing = f"{total.unpredicted} labelled pixels, none" if total.unpredicted else "no labelled pixel"
-        raise LabelError(f"{missing} with a prediction in {listed(measured)}", hint="do labels and scenes lie at the same place?")
+        raise LabelError(
+            f"{missing} with a prediction in {listed([one.subject.label for one in measured])}",
+            hint="do labels and scenes lie at the same place?",
+        )
     return total
 
 
@@ -218,9 +230,8 @@ def _details(
         figures = {key: scores[key] for key in ("miou", "pixel_accuracy")}
         files = {"raster": str(one.subject.raster), "label": str(one.subject.label)}
         scenes.append({"name": one.subject.name, **files, **figures, "pixels": int(one.confusion.matrix.sum())})
-    of = {"model": str(mapper.path)} if mapper is not None else {}
-    split = {} if config.scenes or config.mask else {"split": config.split}
-    return {**of, **split, "unpredicted_pixels": total.unpredicted, "scenes": scenes}
+    of = ({"model": str(mapper.path)} if mapper else {}) | ({} if config.scenes or config.mask else {"split": config.split})
+    return {**of, "unpredicted_pixels": total.unpredicted, "scenes": scenes}
 
 
 def _seam(config: EvaluateConfig, mapper: "Mapper | None", subjects: "Sequence[Subject]") -> dict[str, Any]:
@@ -240,9 +251,7 @@ def _notes(
     """What a reader of the figures has to know."""
     from rsdistill.inference.evaluation import trained_on
 
-    notes = []
-    if total.unpredicted:
-        notes.append(f"{total.unpredicted} labelled pixels have no prediction and are left out")
+    notes = [f"{total.unpredicted} labelled pixels have no prediction and are left out"] if total.unpredicted else []
     seen = trained_on(tile_set, subjects) if tile_set is not None and mapper is not None and config.scenes else []
     if seen:
         notes.append(f"pixels of {', '.join(seen)} were trained on, so these figures flatter; without SCENES only held-out tiles count")
@@ -264,7 +273,7 @@ def _write(
     metrics, page = (config.folder / name for name in RESULTS)
     own = config.folder / "evaluate.run.toml"
     with atomic(own) as part:
-        part.write_text(run_file(config, "evaluate"), encoding="utf-8")
+        part.write_text(run_file(_resolved(config, mapper, beside), "evaluate"), encoding="utf-8")
     runs, tiles = [own], config.tiles or config.work / "tiles"
     if mapper is not None:
         trained = [mapper.path.with_name(f"{name}.run.toml") for name in ("teacher", mapper.path.stem)]
@@ -272,6 +281,14 @@ def _write(
     second = (beside.mapper.path.stem, beside.measured) if beside is not None else None
     found = Findings(figures, table, measured, mapper.path if mapper is not None else None, second, notes)
     write_findings(metrics, page, found, runs, photos=config.window is None, nodata=config.nodata)
+
+
+def _resolved(config: EvaluateConfig, mapper: "Mapper | None", beside: "_Beside | None") -> EvaluateConfig:
+    """Return ``config`` with all written out that was found in the workspace."""
+    own: dict[str, Any] = {"out": config.folder, "beside": beside and beside.mapper.path}
+    if mapper is not None:
+        own |= {"model": mapper.path} | {name: getattr(mapper.config, name) for name in ("tile", "backend", "precision")}
+    return config.model_copy(update=own | ({} if config.scenes or config.mask else {"tiles": config.tiles or config.work / "tiles"}))
 
 
 def _screen(scores: "Scores") -> Table:

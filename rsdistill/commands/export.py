@@ -68,6 +68,10 @@ class ExportConfig(RunConfig):
         """Where the tile set is."""
         return self.tiles or self.work / "tiles"
 
+    def resolved(self, **found: Any) -> "ExportConfig":
+        """Return these options with the files written out that were found in the workspace, and with what else was ``found``."""
+        return self.model_copy(update={"model": self.source, "out": self.target, "format": self.kind, **found})
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -87,13 +91,18 @@ def export(model: Path | str | None = None, *, progress: Progress = SILENT, **op
     or .pt2 file with a STAC item beside it, or a folder for a model hub.
     """
     config = ExportConfig.of(model=model, **options)
-    from rsdistill.geo.files import refuse_existing
+    from rsdistill.geo.locking import locked
     from rsdistill.models.card import read_card
 
+    kind, card = config.kind, read_card(config.source)
+    with locked(config.target):
+        return _export_hub(config, card) if kind == "hub" else _export_file(config, card, progress)
+
+
+def _export_file(config: ExportConfig, card: "ModelCard", progress: Progress) -> Result:
+    from rsdistill.geo.files import refuse_existing
+
     kind, source, out = config.kind, config.source, config.target
-    card = read_card(source)
-    if kind == "hub":
-        return _export_hub(config, card)
     item, run = (out.with_name(out.name + suffix) for suffix in (".stac.json", ".run.toml"))
     refuse_existing((out, item, run), config.overwrite)
     if kind == "onnx":
@@ -206,7 +215,7 @@ def _write_beside(out: Path, item: Path, run: Path, config: ExportConfig, loaded
     with atomic(item) as part:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     with atomic(run) as part:
-        part.write_text(run_file(config, "export"), encoding="utf-8")
+        part.write_text(run_file(config.resolved(tile=loaded.side), "export"), encoding="utf-8")
 
 
 def _size(network: "Network") -> int:
@@ -223,7 +232,7 @@ def _export_hub(config: ExportConfig, card: "ModelCard") -> Result:
     with atomic_folder(out) as folder:
         write_hub(folder, source, card.model_dump(mode="json", exclude_none=True), facts)
     with atomic(out.with_name(f"{out.name}.run.toml")) as part:
-        part.write_text(run_file(config, "export"), encoding="utf-8")
+        part.write_text(run_file(config.resolved(), "export"), encoding="utf-8")
     data = {"model": str(out), "classes": list(card.class_names), "parameters": facts.parameters, "operations": facts.operations}
     return Result(paths=(out,), data=data)
 

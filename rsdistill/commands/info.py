@@ -32,13 +32,14 @@ class InfoConfig(Config):
     nodata: tuple[float, ...] = Field((), description="Nodata where the file declares none: one value, or one a band (r,g,b).")
     allow_vrt: bool = Field(False, description="Read VRT files, whose sources must lie in their folder.")
     allow_remote: bool = Field(False, description="Read scenes from URLs and cloud storage.")
+    measure: bool = Field(False, description="Of a model also: parameters, GMACs of a tile of 512 pixels, tiles a second here.")
 
 
 def info(path: Any, *, progress: Progress = SILENT, **options: Any) -> Result:
     """Say what a file is, and what rsdistill would do with it.
 
-    A scene is opened, and read in part where it is large; of a model only the header is read. The result is a table on the screen, or
-    with --json the same as data.
+    A scene is opened, and read in part where it is large; of a model only the header is read, unless it is to be measured. The result is a
+    table on the screen, or with --json the same as data.
     """
     config = InfoConfig.of(path=path, **options)
     target = config.path
@@ -161,14 +162,27 @@ def _tile_set(folder: Path) -> Result:
 
 
 def _model(config: InfoConfig) -> Result:
+    from rsdistill.errors import ConfigError
     from rsdistill.geo.classes import ClassTable
     from rsdistill.inference.loading import find_model, read_model_card
 
     path = find_model(config.work, config.path)
+    if config.measure and path.suffix.lower() == ".onnx":
+        raise ConfigError(f"{path} is an exported graph", hint="--measure takes the .safetensors file that it was made from")
     card = read_model_card(path)
     facts = {"kind": "model", "path": str(path), "bytes": path.stat().st_size, **card.model_dump(mode="json")}
+    if config.measure:
+        facts |= _cost(path)
     table = ClassTable.from_card([{"color": "#808080", **one} for one in card.classes])
     return Result(data=facts, told=True, tables=(_listed(path, facts), _classes(table)))
+
+
+def _cost(path: Path) -> dict[str, float]:
+    from rsdistill.inference.cost import cost
+    from rsdistill.models.checkpoints import load_model
+
+    network, card = load_model(path)
+    return cost(network, len(card.bands))
 
 
 def _class_table(path: Path) -> Result:

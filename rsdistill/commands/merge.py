@@ -74,6 +74,7 @@ def _merge(base: Path, files: list[Path], products: "Products", config: MergeCon
     from time import perf_counter
 
     from rsdistill.geo.files import atomic
+    from rsdistill.geo.locking import locked
     from rsdistill.inference.merging import gather, look_of, write_map
     from rsdistill.inference.sharding import canvas_folder
 
@@ -85,7 +86,8 @@ def _merge(base: Path, files: list[Path], products: "Products", config: MergeCon
         if wanted and not there:
             raise ConfigError(f"the shards of {base} hold no {name}", hint=f"predict --shard makes it with --{name}")
     changed = {name: value for name in ("min_area", "simplify", "compress") if (value := getattr(config, name)) is not None}
-    pixels = write_map(shards, products, look_of(shards.card, overwrite=config.overwrite, changed=changed))
+    with locked(products.paths[0]):
+        pixels = write_map(shards, products, look_of(shards.card, overwrite=config.overwrite, changed=changed))
     own = {"shards": tuple(files), "out": products.outs, "confidence": products.confidence, "probabilities": products.probabilities}
     text = run_file(config.model_copy(update=own), "merge")
     for run in sorted({path.with_name(f"{path.stem}.run.toml") for path in products.paths}):

@@ -1,7 +1,8 @@
 """``predict``: scenes and a model in, georeferenced masks, polygons and pictures out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from rsdistill.inference.mapping import Mapper
     from rsdistill.inference.products import Products
 
+CHOICES = 200
+"""Bytes that a run file may grow by, once it is known what was chosen."""
+
 
 class PredictConfig(ScaleConfig):
     """Options of ``predict``."""
 
-    scenes: tuple[Path, ...] = argument("Scenes, or folders of scenes.", min_length=1)
+    scenes: tuple[Path, ...] = argument("Scenes, folders of them, or lists: a .txt of one path a line, a STAC .json.", min_length=1)
     out: tuple[Path, ...] = Field(
         (),
         description="File to write (repeat for more): .tif mask, .gpkg .fgb .geojson .parquet polygons, .png picture; for several scenes a "
@@ -76,7 +80,7 @@ def predict(scenes: Any, *, progress: Progress = SILENT, executor: Executor | No
 
     found = find_scenes(config.scenes, progress=progress)
     out = config.out or (config.work / "masks",)
-    named = name_products(found, out, config.confidence, config.probabilities, overwrite=config.overwrite)
+    named = name_products(found, out, config.confidence, config.probabilities, overwrite=config.overwrite, resume=config.resume)
     spread = config.scaled or executor is not None
     used = config.model_copy(update={"threads": threads_a_worker(config)}) if spread else config
     mapper = Mapper(used, find_model(config.work, config.model), progress, pixel_size=config.pixel_size)
@@ -104,9 +108,11 @@ def predict(scenes: Any, *, progress: Progress = SILENT, executor: Executor | No
 
 def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConfig) -> Mapped:
     """Map one scene into its files."""
+    from contextlib import closing
     from time import perf_counter
 
     from rsdistill.geo.caching import bounded_cache, cache_for
+    from rsdistill.geo.files import refuse_existing
     from rsdistill.inference.engine import Stats
     from rsdistill.inference.journal import Journal
     from rsdistill.inference.products import Look, write_products
@@ -116,14 +122,18 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
     with mapper.open(path) as scene, Journal(products.paths[0], mapper.mark(scene, wanted), resume=config.resume) as journal:
         if journal.rows:
             mapper.progress.message(f"{path}: {journal.rows} rows were mapped by an earlier run")
+        overwrite = config.overwrite or journal.rows > 0  # what stands there is then this very map, of a run killed at its end
+        refuse_existing(products.paths, overwrite)
         frame, interest = mapper.frame(scene), mapper.interest(scene)
         aoi = interest and interest.geometry
-        look = Look(**_look(config, mapper), aoi=aoi, overwrite=config.overwrite)
+        look = Look(**_look(config, mapper), aoi=aoi, overwrite=overwrite)
         whole = frame == scene.grid.window and config.pixel_size is None
-        with bounded_cache(cache_for(scene)):
-            strips = mapper.strips(scene, wanted, stats, journal)
+        with (
+            _beside(path, products, config, mapper),  # and before the journal goes: a run killed in between can still go on
+            bounded_cache(cache_for(scene)),
+            closing(mapper.strips(scene, wanted, stats, journal)) as strips,
+        ):
             pixels = write_products(strips, scene.grid[frame], mapper.table, products, look, scene=path if whole else None)
-    _write_runs(path, products, config, mapper)
     classes = dict(zip(mapper.table.names, pixels, strict=True))
     data = {
         "scene": str(path),
@@ -161,15 +171,22 @@ def _map_on_workers(named: dict[Path, "Products"], mapper: "Mapper", config: Pre
     from rsdistill.inference.scaling import Scaling, pool_for, summary
 
     look = _look(config, mapper) | {"aoi": config.aoi and str(config.aoi.absolute())}
-    scaling = Scaling(mapper, config, look, lambda path, products: _write_runs(path, products, config, mapper), resume=config.resume)
-    with pool_for(config, executor) as pool:
+
+    def write_run(path: Path, products: "Products") -> None:
+        with _beside(path, products, config, mapper):
+            pass
+
+    scaling = Scaling(mapper, config, look, write_run, resume=config.resume)
+    with pool_for(config, executor, config.device) as pool:
         scaling.run(named, pool)
+    if scaling.kept:
+        mapper.progress.message(f"{scaling.kept} shards of maps that failed are kept: with --resume only the others are made")
     mapped = [
         Mapped(one.scene, one.products.paths, dict(zip(mapper.table.names, one.pixels, strict=True)), one.data) for one in scaling.assembled
     ]
     data = {"model": str(mapper.path), "scenes": [one.data | {"classes": one.classes} for one in mapped], "retries": scaling.retries}
     tables = (*((_table(mapped[0]),) if len(named) == len(mapped) == 1 else ()), summary(scaling))
-    return Result(tuple(path for one in mapped for path in one.paths), data, tables, tuple(scaling.failures))
+    return Result(tuple(path for one in mapped for path in one.paths), data, tables, tuple(scaling.failures), kept=scaling.kept)
 
 
 def _map_shards(named: dict[Path, "Products"], mapper: "Mapper", config: PredictConfig, shard: str) -> Result:
@@ -205,21 +222,33 @@ def _wanted(products: "Products") -> "Wanted":
     return Wanted(confidence=products.confidence is not None, probabilities=products.probabilities is not None)
 
 
-def _write_runs(scene: Path, products: "Products", config: PredictConfig, mapper: "Mapper") -> None:
-    """Write the configuration that repeats the results of one scene beside each of them."""
+@contextmanager
+def _beside(scene: Path, products: "Products", config: PredictConfig, mapper: "Mapper") -> Iterator[None]:
+    """Write the configuration that repeats the results of one scene beside each of them, once the block that makes them ends well.
+
+    Its place on the disk is taken before: results that stand are not called a failure for want of the last kilobyte.
+    """
     from rsdistill.geo.files import atomic
 
+    with ExitStack() as stack:
+        parts = [stack.enter_context(atomic(path)) for path in _runs(products.paths)]
+        for part in parts:
+            part.write_text(_run_text(scene, products, config, mapper) + " " * CHOICES, encoding="utf-8")
+        yield
+        for part in parts:
+            with part.open("r+b") as file:
+                file.truncate(file.write(_run_text(scene, products, config, mapper).encode()))
+
+
+def _run_text(scene: Path, products: "Products", config: PredictConfig, mapper: "Mapper") -> str:
     own: dict[str, Any] = {
         "scenes": (scene,),
         "out": products.outs,
         "confidence": products.confidence,
         "probabilities": products.probabilities,
     }
-    own |= {"backend": mapper.config.backend, "precision": mapper.config.precision, "tile": mapper.config.tile}
-    text = run_file(config.model_copy(update=own), "predict")
-    for run in _runs(products.paths):
-        with atomic(run) as part:
-            part.write_text(text, encoding="utf-8")
+    own |= {"model": mapper.path, "backend": mapper.config.backend, "precision": mapper.config.precision, "tile": mapper.config.tile}
+    return run_file(config.model_copy(update=own), "predict")
 
 
 def _runs(paths: Sequence[Path]) -> list[Path]:

@@ -1,32 +1,31 @@
 """``tile``: scenes and labels in, a tile set out."""
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from rsdistill.config import RunConfig, argument, run_file
+from rsdistill.config import argument, run_file
 from rsdistill.errors import ConfigError, LabelError, SceneError
+from rsdistill.inference.settings import PoolConfig
 from rsdistill.reporting import SILENT, Progress, Result, Table
 
 if TYPE_CHECKING:
-    from rsdistill.data.building import Built, Recipe
+    from rsdistill.data.building import Built
     from rsdistill.data.intake import Intake
     from rsdistill.data.layout import SplitRule
+    from rsdistill.data.per_scene import Recipe
     from rsdistill.geo.classes import ClassTable
     from rsdistill.geo.scenes import Scene
 
 
-CACHE_BYTES = 256 << 20
-"""512 rows of three bands, 170 000 pixels wide: a scene that is stored in whole rows is still decoded once a pass."""
-
-
-class TileConfig(RunConfig):
+class TileConfig(PoolConfig):
     """Options of ``tile``."""
 
-    scenes: tuple[Path, ...] = argument("Scenes: raster files, or folders of them.", default=())
+    scenes: tuple[Path, ...] = argument("Scenes, folders of them, or lists: a .txt of one path a line, a STAC .json.", default=())
     labels: tuple[Path, ...] = Field(
         (), description="Labels: a folder or files, rasters or polygons, named as their scene or <stem>_label (default: beside the scene)."
     )
@@ -53,6 +52,9 @@ class TileConfig(RunConfig):
     warp: bool = Field(False, description="Write rotated scenes anew with north up, by nearest neighbour.")
     require_crs: bool = Field(False, description="Refuse scenes without a CRS.")
     skip_bad: bool = Field(False, description="Leave out scenes that cannot be read, and say so at the end (exit 6).")
+    max_memory: int | None = Field(
+        None, ge=1, description="Memory in MB that the tile set may take, by an estimate from headers (default: what this machine has)."
+    )
     allow_vrt: bool = Field(False, description="Take VRTs whose sources lie in their folder.")
     allow_remote: bool = Field(False, description="Take URLs.")
     dataset: str | None = Field(
@@ -79,12 +81,18 @@ class _Sources(NamedTuple):
     """The dataset's classes."""
 
 
-def tile(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Result:
+def tile(scenes: Any = (), *, progress: Progress = SILENT, executor: Executor | None = None, **options: Any) -> Result:
     """Cut scenes and their labels into a tile set for training.
 
     Labels are brought to the scenes' grids, blocks are shared out to train and val so that no pixel is in both, and band statistics come
     from training pixels alone. Tiles are 512 pixels wide, or less where the scenes are so small that a split would leave too few. The
     result is WORK/tiles with tiles.gpkg, tileset.json, aligned label rasters and the scenes made small.
+
+    Args:
+        scenes: rasters, or folders of rasters.
+        progress: told of what happens.
+        executor: any of concurrent.futures, to work on several scenes at a time in place of --workers processes.
+        options: those of TileConfig.
     """
     config = TileConfig.of(scenes=scenes, **options)
     from rsdistill.geo.caching import bounded_cache
@@ -94,16 +102,28 @@ def tile(scenes: Any = (), *, progress: Progress = SILENT, **options: Any) -> Re
 
     refuse_existing_folder(config.folder, config.overwrite, CARD)
     _refuse_contradictions(config)
-    recipe, failures = _recipe(config, progress)
+    recipe, failures = _recipe(_absolute(config) if config.scaled or executor else config, progress)
     from rsdistill.data.building import build
+    from rsdistill.data.per_scene import CACHE_BYTES
+    from rsdistill.inference.scaling import each_for
 
     with locked(config.folder):
+        refuse_existing_folder(config.folder, config.overwrite, CARD)  # which another run may have finished meanwhile
         with atomic_folder(config.folder) as folder, bounded_cache(CACHE_BYTES):
             recipe = replace(recipe, intakes=tuple(_upright(one, folder) for one in recipe.intakes))
-            built = build(recipe, folder, progress)
+            with each_for(config, executor) as each:
+                built = build(recipe, folder, progress, each)
         with atomic(config.folder.with_name(config.folder.name + ".run.toml")) as run:
-            run.write_text(run_file(config, "tile"), encoding="utf-8")
+            own = {"out": config.folder, "tile": recipe.tile}
+            run.write_text(run_file(config.model_copy(update=own), "tile"), encoding="utf-8")
     return _result(config, recipe, built, failures)
+
+
+def _absolute(config: TileConfig) -> TileConfig:
+    """Return ``config`` with paths that mean the same to workers in another folder."""
+    from rsdistill.inference.sharding import absolute
+
+    return config.model_copy(update={name: tuple(map(absolute, getattr(config, name))) for name in ("scenes", "labels")})
 
 
 def _refuse_contradictions(config: TileConfig) -> None:
@@ -121,8 +141,9 @@ def _recipe(config: TileConfig, progress: Progress) -> tuple["Recipe", list[str]
     """Open scenes, find labels and classes (headers only, so that what is wrong is said at once), and name the scenes left out."""
     sources = _sources(config, progress)
     opened, failures = _take_in(config, sources, progress)
-    from rsdistill.data.building import Recipe  # torchgeo takes seconds: what is missing or broken is said before
+    from rsdistill.data.budget import refuse_too_much
     from rsdistill.data.intake import choose_table, fit_together
+    from rsdistill.data.per_scene import Recipe  # torchgeo takes seconds: what is missing or broken is said before
     from rsdistill.data.sampling import ENOUGH_TILES, choose_tile
     from rsdistill.geo.burning import BurnOptions
 
@@ -138,6 +159,7 @@ def _recipe(config: TileConfig, progress: Progress) -> tuple["Recipe", list[str]
         raise ConfigError(f"overlap {config.overlap} is not less than tile {side}", hint="overlap: a quarter of a tile is plenty")
     if config.block is not None and config.block < side:
         raise ConfigError(f"block {config.block} is less than tile {side}", hint="a block holds whole tiles")
+    refuse_too_much(intakes, side, config.overlap, config.max_memory)
     recipe = Recipe(
         intakes, table, dtype, burn, side, config.overlap, _rule(config, sources), config.min_valid, config.folder,
         nodata=config.nodata or None, chips=config.chips, skip_bad=config.skip_bad, unlabelled=config.unlabelled,
@@ -210,6 +232,7 @@ def _take_in(config: TileConfig, sources: _Sources, progress: Progress) -> tuple
 
 
 def _open(path: Path, config: TileConfig, progress: Progress) -> "Scene":
+    from rsdistill.data.intake import at_rest
     from rsdistill.geo.scenes import open_scene
 
     scene = open_scene(path, nodata=config.nodata or None, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
@@ -217,7 +240,7 @@ def _open(path: Path, config: TileConfig, progress: Progress) -> "Scene":
         progress.warn(sentence)
     if scene.grid.rotated and not config.warp:
         raise SceneError(f"{path} is rotated", hint="--warp writes it anew with north up; predict takes it as it is")
-    return scene
+    return at_rest(scene)
 
 
 def _upright(one: "Intake", folder: Path) -> "Intake":

@@ -1,8 +1,8 @@
 """``train-teacher``: a tile set in, the teacher network out."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rsdistill.errors import ConfigError
 from rsdistill.reporting import SILENT, Progress, Result
@@ -28,7 +28,16 @@ class TrainTeacherConfig(LaunchConfig):
     lad_weight: float = Field(1.0, ge=0, description="Weight of local affinity distillation after its warm-up.")
     fusion: bool | None = Field(None, description="Whether a ginet's head also reads the global mask feature (default on).")
     shared_encoder: bool | None = Field(None, description="Whether a ginet's branches share one encoder.")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="How several devices hold the network: each all of it, or each a piece, for one that a device cannot hold."
+    )
     set: dict[str, Any] = Field({}, description="Further options of the network, such as dim=128 (repeat for more).")
+
+    @model_validator(mode="after")
+    def _scaled_as_one(self) -> Self:
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise ValueError("--strategy fsdp does not go with --precision fp16; bf16 needs no loss scale")
+        return self
 
     def arch_args(self) -> dict[str, Any]:
         """Return the options of the network that were given; its own defaults hold for the others."""
@@ -51,6 +60,7 @@ def train_teacher(*, progress: Progress = SILENT, **options: Any) -> Result:
 
     from rsdistill.training.teacher import train
 
-    how: dict[str, Any] = {"lad": config.lad, "lad_weight": config.lad_weight, "serious": SERIOUS, "progress": progress}
+    sharded = config.strategy == "fsdp"
+    how: dict[str, Any] = {"lad": config.lad, "lad_weight": config.lad_weight, "sharded": sharded, "serious": SERIOUS, "progress": progress}
     with held(files, config):
         return train(config, config.arch, config.arch_args(), files, **how)

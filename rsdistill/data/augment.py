@@ -7,7 +7,7 @@ from kornia.enhance import adjust_brightness, adjust_contrast
 from kornia.geometry.transform import hflip
 from torch import Tensor
 
-from rsdistill.batches import Batch, Segmentation
+from rsdistill.batches import Batch, Context, Segmentation
 
 ELEMENTS = 8
 """Elements of D4: ``k % 4`` quarter turns counter-clockwise, then a horizontal flip where ``k ≥ 4``. Overhead imagery has no up."""
@@ -40,22 +40,27 @@ def draw(batch: Batch, generator: torch.Generator, *, strength: float) -> Draw:
 
 def apply(batch: Batch, drawn: Draw) -> Batch:
     """Return the moved and re-lit batch; nodata stays 0."""
-    image = _relit(turn(batch.image, drawn.element), drawn, torch.arange(len(drawn.element)))
+    image = _relit(turn(batch.image, drawn.element), drawn)
     valid = turn(batch.valid, drawn.element)
     context = batch.context
     if context is not None:
         first = torch.stack([(context.index.cpu() == m).nonzero()[0, 0] for m in range(context.image.shape[0])])
-        element = drawn.element[first]
-        known = turn(context.valid, element)
-        context = context._replace(
-            image=_relit(turn(context.image, element), drawn, first) * known[:, None],
-            valid=known,
-            box=turn_boxes(context.box, drawn.element),
-            label=None if context.label is None else turn(context.label, element),
-        )
+        each = Draw(*(values[first] for values in drawn))
+        context = _moved(context, each)._replace(box=turn_boxes(context.box, drawn.element))
     box = None if batch.box_in_scene is None else turn_boxes(batch.box_in_scene, drawn.element)
     moved = batch._replace(label=turn(batch.label, drawn.element), valid=valid, context=context, box_in_scene=box)
     return moved._replace(image=image * valid[:, None])
+
+
+def _moved(context: Context, drawn: Draw) -> Context:
+    """Return context images moved and re-lit, with thumbnails that are their own one to one; boxes of tiles are left as they were."""
+    known = turn(context.valid, drawn.element)
+    wider = context.wider
+    if wider is not None:
+        wider = _moved(wider, drawn)._replace(box=turn_boxes(wider.box, drawn.element))
+    image = _relit(turn(context.image, drawn.element), drawn) * known[:, None]
+    label = None if context.label is None else turn(context.label, drawn.element)
+    return context._replace(image=image, valid=known, label=label, wider=wider)
 
 
 def turn(maps: Tensor, element: Tensor) -> Tensor:
@@ -101,6 +106,6 @@ def turn_segmentation(output: Segmentation, element: Tensor) -> Segmentation:
     )
 
 
-def _relit(image: Tensor, drawn: Draw, of: Tensor) -> Tensor:
-    contrast, brightness = drawn.contrast[of].to(image), drawn.brightness[of].to(image)
+def _relit(image: Tensor, drawn: Draw) -> Tensor:
+    contrast, brightness = drawn.contrast.to(image), drawn.brightness.to(image)
     return adjust_brightness(adjust_contrast(image, contrast, clip_output=False), brightness, clip_output=False)

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rsdistill.batches import IGNORE, Batch, Context, Groups
-from rsdistill.data.pools import Pool, split_labelled
+from rsdistill.data.pools import Pool, split_labelled, thumbnail_window
 from rsdistill.errors import TileSetError
 from rsdistill.geo.classes import ClassTable
+from rsdistill.geo.context import THUMBNAIL, thumbnail
 from rsdistill.geo.scenes import Scene, open_scene
 from rsdistill.geo.tile_index import TileSet
 from rsdistill.geo.tiles import Tile
@@ -22,6 +23,8 @@ from rsdistill.geo.windows import Window
 
 OPEN_FILES = 64
 """Rasters that one reader keeps open, and context images that it remembers."""
+THUMBNAIL_ROWS = 64
+"""Rows of a thumbnail that are made at once."""
 
 
 class Share(NamedTuple):
@@ -55,6 +58,8 @@ class Composition:
     """Groups of unlabelled tiles that follow the labelled ones."""
     with_context: bool = False
     """Whether context images are read."""
+    thumbnail_from: int = 0
+    """Scenes with a side longer than so many pixels also show their thumbnail; 0: none does."""
 
     def divides(self, parts: int) -> bool:
         """Return whether a batch falls into so many equal shares."""
@@ -91,9 +96,10 @@ class TileReader:
         """Told of each file before it is read, and of '' when a batch is done."""
         self._rasters: OrderedDict[tuple[int, Kind], Scene] = OrderedDict()
         self._contexts: OrderedDict[tuple[int, Window], tuple[NDArray[np.generic], NDArray[np.bool_], NDArray[np.uint8]]] = OrderedDict()
+        self._thumbnails: dict[int, tuple[NDArray[np.generic], NDArray[np.bool_]]] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_rasters": OrderedDict(), "_contexts": OrderedDict()}
+        return {**self.__dict__, "_rasters": OrderedDict(), "_contexts": OrderedDict(), "_thumbnails": {}}
 
     def read(self, tile: Tile) -> tuple[NDArray[np.generic], NDArray[np.bool_], NDArray[np.uint8]]:
         """Return (C, T, T) pixels in the card's dtype, (T, T) valid, (T, T) label index; short tiles are filled with invalid pixels."""
@@ -123,6 +129,19 @@ class TileReader:
         self._contexts.move_to_end(key)
         return self._contexts[key]
 
+    def thumbnail(self, index: int) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Return the (C, h, w) thumbnail of scene ``index`` and its (h, w) validity, made of its context raster when first asked for."""
+        if index not in self._thumbnails:
+            raster, bands = self._open(index, "context"), range(1, len(self.card.bands) + 1)
+            height, width, step = raster.grid.height, raster.grid.width, THUMBNAIL_ROWS * THUMBNAIL
+            rows = (Window(row, 0, min(step, height - row), width) for row in range(0, height, step))
+            self._thumbnails[index] = thumbnail(raster.read(window, bands) for window in rows)
+        return self._thumbnails[index]
+
+    def context_fingerprint(self, index: int) -> str:
+        """Return a digest of the context raster of scene ``index``."""
+        return self._open(index, "context").fingerprint
+
     def _open(self, index: int, kind: Kind) -> Scene:
         """Return a raster of scene ``index``: the scene itself, or what the tile set made of it."""
         name = getattr(self.card.scenes[index], kind)
@@ -143,7 +162,7 @@ class BatchSource(Dataset[Batch]):
         self.reader = TileReader(tile_set)
         self.composition = composition
         self.seed = seed
-        labelled, unlabelled = split_labelled(tile_set.of_split("train"), labels_fraction, seed)
+        labelled, unlabelled = split_labelled(tile_set.of_split("train"), labels_fraction, tile_set.card.seed)
         if not labelled:
             raise TileSetError(f"{tile_set.folder} has no labelled training tile", hint="label more scenes, or move fewer to validation")
         self.labelled = Pool(labelled, tile_set)
@@ -155,12 +174,7 @@ class BatchSource(Dataset[Batch]):
 
     def part(self, step: int, share: Share) -> Batch:
         """Return the share of the batch of ``step``; the groups of all shares together are those of the whole batch."""
-        make = self.composition
-        groups = [(self.labelled, row, *self._draw(self.labelled, step, row, make.contexts, 0)) for row in share.rows(make.contexts)]
-        groups += [
-            (self._filling, make.contexts + row, *self._draw(self._filling, step, row, make.unlabelled, 1))
-            for row in share.rows(make.unlabelled)
-        ]
+        make, groups = self.composition, self._groups(step, share)
         tiles = [pool.tiles[position] for pool, _, positions, _ in groups for position in positions]
         places = [int(pool.tiles.place[position]) for pool, _, positions, _ in groups for position in positions]
         batch = collate(self.reader, tiles, [window for *_, window in groups], make)
@@ -169,6 +183,19 @@ class BatchSource(Dataset[Batch]):
             numbers = (numbers[:, None] * make.tiles + torch.arange(make.tiles)).flatten()
         whole = (make.contexts + make.unlabelled) * (1 if make.with_context else make.tiles)
         return batch._replace(place=torch.tensor(places), groups=Groups(numbers, whole))
+
+    def tiles_of(self, step: int) -> list[Tile]:
+        """Return the tiles of the whole batch of ``step``; nothing is read."""
+        return [pool.tiles[position] for pool, _, positions, _ in self._groups(step, WHOLE) for position in positions]
+
+    def _groups(self, step: int, share: Share) -> list[tuple[Pool, int, list[int], Window]]:
+        """Return the groups of a share: where they are drawn from, their number in the batch, their tiles and their context window."""
+        make = self.composition
+        groups = [(self.labelled, row, *self._draw(self.labelled, step, row, make.contexts, 0)) for row in share.rows(make.contexts)]
+        return groups + [
+            (self._filling, make.contexts + row, *self._draw(self._filling, step, row, make.unlabelled, 1))
+            for row in share.rows(make.unlabelled)
+        ]
 
     def _draw(self, pool: Pool, step: int, row: int, rows: int, kind: int) -> tuple[list[int], Window]:
         return pool.draw(step * rows + row, self.composition.tiles, (self.seed, kind))
@@ -188,33 +215,55 @@ def collate(reader: TileReader, tiles: Sequence[Tile], windows: Sequence[Window]
         label=torch.from_numpy(np.stack([label for _, _, label in arrays])),
         valid=torch.from_numpy(np.stack([valid for _, valid, _ in arrays])),
         labelled=torch.tensor([tile.labelled for tile in tiles]),
-        context=_context(reader, tiles, windows, make.tiles) if make.with_context else None,
+        context=_context(reader, tiles, windows, make) if make.with_context else None,
         box_in_scene=torch.tensor(boxes, dtype=torch.float32),
     )
 
 
-def _context(reader: TileReader, tiles: Sequence[Tile], windows: Sequence[Window], per_group: int) -> Context:
+def _context(reader: TileReader, tiles: Sequence[Tile], windows: Sequence[Window], make: Composition) -> Context:
     """Read one square context image for each group; what lies beyond the scene is invalid."""
     side = max(max(window.height, window.width) for window in windows)
     bands, ratio = len(reader.card.bands), reader.card.context_ratio
     image = torch.zeros(len(windows), bands, side, side)
     valid = torch.zeros(len(windows), side, side, dtype=torch.bool)
     label = torch.full((len(windows), side, side), IGNORE, dtype=torch.uint8)
-    for m, window in enumerate(windows):
-        pixels, known, classes = reader.context(tiles[m * per_group].scene, window)
+    owners = tiles[:: make.tiles]
+    for m, (owner, window) in enumerate(zip(owners, windows, strict=True)):
+        pixels, known, classes = reader.context(owner.scene, window)
         image[m, :, : window.height, : window.width] = torch.from_numpy(pixels.astype(np.float32))
         valid[m, : window.height, : window.width] = torch.from_numpy(known)
-        if tiles[m * per_group].labelled:
+        if owner.labelled:
             label[m, : window.height, : window.width] = torch.from_numpy(classes)
-    index = torch.arange(len(windows)).repeat_interleave(per_group)
-    boxes = [_box(tile.window, windows[m], side, ratio) for tile, m in zip(tiles, index.tolist(), strict=True)]
-    return Context(image, valid, torch.tensor(boxes, dtype=torch.float32), index, label)
+    index = torch.arange(len(windows)).repeat_interleave(make.tiles)
+    squares = [Window(*tile.window[:2], reader.card.tile, reader.card.tile) for tile in tiles]  # short tiles are filled to the card's side
+    boxes = [_box(square, windows[m], side, ratio) for square, m in zip(squares, index.tolist(), strict=True)]
+    wider = _thumbnails(reader, [owner.scene for owner in owners], windows, side, make.thumbnail_from) if make.thumbnail_from else None
+    return Context(image, valid, torch.tensor(boxes, dtype=torch.float32), index, label, wider)
 
 
-def _box(tile: Window, context: Window, side: int, ratio: int) -> list[float]:
-    edges = (tile.row, tile.col, tile.stop[0], tile.stop[1])
-    origin = (context.row, context.col) * 2
-    return [(edge / ratio - start) / side for edge, start in zip(edges, origin, strict=True)]
+def _thumbnails(reader: TileReader, scenes: Sequence[int], windows: Sequence[Window], context: int, threshold: int) -> Context | None:
+    """Read one square of the thumbnail around each context image of ``context`` pixels a side; one of a smaller scene stays invalid."""
+    sizes = [(reader.card.scenes[scene].height, reader.card.scenes[scene].width) for scene in scenes]
+    shown = [m for m, size in enumerate(sizes) if max(size) > threshold]
+    if not shown:
+        return None
+    views = {m: thumbnail_window(windows[m], reader.thumbnail(scenes[m])[1].shape) for m in shown}
+    side = max(max(view.height, view.width) for view in views.values())
+    image = torch.zeros(len(scenes), len(reader.card.bands), side, side)
+    valid, box = torch.zeros(len(scenes), side, side, dtype=torch.bool), torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(len(scenes), 1)
+    for m, view in views.items():
+        pixels, known = reader.thumbnail(scenes[m])
+        image[m, :, : view.height, : view.width] = torch.from_numpy(pixels[:, *view.slices].astype(np.float32))
+        valid[m, : view.height, : view.width] = torch.from_numpy(known[view.slices])
+        square = Window(windows[m].row, windows[m].col, context, context)
+        box[m] = torch.tensor(_box(square, view, side, THUMBNAIL))
+    return Context(image, valid, box, torch.arange(len(scenes)))
+
+
+def _box(inner: Window, outer: Window, side: int, ratio: int) -> list[float]:
+    """Return top, left, bottom, right of ``inner`` in [0, 1] of a square of ``side`` pixels, ``ratio`` times its own, from ``outer`` on."""
+    origin = (outer.row, outer.col) * 2
+    return [(edge / ratio - start) / side for edge, start in zip((*inner[:2], *inner.stop), origin, strict=True)]
 
 
 def normalise(batch: Batch, mean: Tensor, std: Tensor, device: torch.device) -> Batch:
@@ -223,15 +272,17 @@ def normalise(batch: Batch, mean: Tensor, std: Tensor, device: torch.device) -> 
     def scaled(image: Tensor, valid: Tensor) -> Tensor:
         return ((sent(image).float() - mean[:, None, None]) / std[:, None, None]) * valid[:, None]
 
+    def seen(context: Context) -> Context:
+        known = sent(context.valid)
+        label = None if context.label is None else sent(context.label).long()
+        wider = None if context.wider is None else seen(context.wider)
+        return Context(scaled(context.image, known), known, sent(context.box), sent(context.index), label, wider)
+
     def sent(part: Tensor) -> Tensor:
         return part.to(device, non_blocking=True)
 
     mean, std = sent(mean), sent(std)
-    context = batch.context
-    if context is not None:
-        known = sent(context.valid)
-        label = None if context.label is None else sent(context.label).long()
-        context = Context(scaled(context.image, known), known, sent(context.box), sent(context.index), label)
+    context = None if batch.context is None else seen(batch.context)
     valid = sent(batch.valid)
     box = None if batch.box_in_scene is None else sent(batch.box_in_scene)
     return Batch(scaled(batch.image, valid), sent(batch.label).long(), valid, sent(batch.labelled), context, box, batch.place, batch.groups)

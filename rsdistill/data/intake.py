@@ -37,6 +37,13 @@ class Intake:
         return self.scene.grid.height, self.scene.grid.width
 
 
+def at_rest(scene: Scene) -> Scene:
+    """Return ``scene`` with its header read and its file closed: thousands may be known at a time, and few files open."""
+    _ = scene.grid, scene.count, scene.dtype, scene.descriptions, scene.nodata, scene.block_shape, scene.color_bands
+    scene.close()
+    return scene
+
+
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """A name for every scene: its stem, or ``<folder>_<stem>`` where several scenes share one.
 
@@ -72,7 +79,9 @@ def fit_together(intakes: Sequence[Intake], wanted: Sequence[int | str]) -> tupl
             known = f"{first.path} has bands {_listed(bands)}, {one.scene.path} has bands {_listed(theirs)}"
             raise SceneError(known, hint="choose bands that all have, such as --bands 1,2,3")
         fitting.append(replace(one, bands=theirs if wanted else match_bands(one.scene, theirs, names)))
-    widest = max((one.scene for one in intakes), key=lambda scene: sum(np.can_cast(o.scene.dtype, scene.dtype) for o in intakes))
+    kinds = Counter(one.scene.dtype for one in intakes)
+    most = max(kinds, key=lambda kind: sum(count for other, count in kinds.items() if np.can_cast(other, kind)))
+    widest = next(one.scene for one in intakes if one.scene.dtype == most)
     for one in intakes:
         if not np.can_cast(one.scene.dtype, widest.dtype):
             pair = f"{widest.path} has pixels of type {widest.dtype}, {one.scene.path} of type {one.scene.dtype}"

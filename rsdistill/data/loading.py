@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from rsdistill.reporting import SILENT, Progress
 
 PATIENCE = 60.0
 """Seconds without the next batch after which a worker counts as dead."""
+BURIAL = 2.0
+"""Most seconds from the moment that a worker is killed to that in which the system says so."""
 LONGEST = 512
 """Bytes of a file's name that a worker leaves behind."""
 
@@ -60,7 +63,9 @@ def loader(
         except (RuntimeError, OSError, EOFError) as error:  # the last two: a batch on its way here, whose memory died with its worker
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
                 raise
-            fault = MachineError(watch.report(), hint="check that file and the memory of the machine, or use --workers 0")
+            fault = MachineError(
+                watch.report(silent="timed out" in str(error)), hint="check that file and the memory of the machine, or use --workers 0"
+            )
         if fault is not None and (failed == done or not workers):
             raise fault
         if fault is not None:
@@ -125,14 +130,21 @@ class _Watch:
             self.names[worker.id] = torch.frombuffer(bytearray(name), dtype=torch.uint8)
             self.processes[worker.id] = os.getpid()
 
-    def report(self) -> str:
-        """Say which workers are gone, or else which hang, and what they were reading."""
-        alive = {process.pid for process in multiprocessing.active_children()}
-        dead = [row for row, process in enumerate(self.processes.tolist()) if process and process not in alive]
+    def report(self, *, silent: bool) -> str:
+        """Say that a worker is gone, or that all are ``silent``, and what they were reading."""
+        dead = self._dead()
+        until = time.monotonic() + BURIAL
+        while not silent and not dead and time.monotonic() < until:  # its files are closed before it counts as ended
+            time.sleep(0.01)
+            dead = self._dead()
         names = [os.fsdecode(bytes(self.names[row].tolist()).strip(b"\0")) for row in dead or range(len(self.names))]
         files = ", ".join(dict.fromkeys(filter(None, names)))
-        what = "a reading process died" if dead else f"the reading processes were silent for {PATIENCE:.0f} seconds"
+        what = f"the reading processes were silent for {PATIENCE:.0f} seconds" if silent else "a reading process died"
         return f"{what} while reading {files}" if files else f"{what} between two files"
+
+    def _dead(self) -> list[int]:
+        alive = {process.pid for process in multiprocessing.active_children()}
+        return [row for row, process in enumerate(self.processes.tolist()) if process and process not in alive]
 
 
 def _shared(tensor: Tensor) -> Tensor:

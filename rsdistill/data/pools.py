@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rsdistill.geo.context import THUMBNAIL
 from rsdistill.geo.tile_index import TileSet
 from rsdistill.geo.tiles import Tile, Tiles
 from rsdistill.geo.windows import Window
@@ -71,8 +72,24 @@ class Pool:
         return np.sort(found[inside & (found != anchor)]).astype(np.int64)
 
 
+def thumbnail_window(context: Window, size: tuple[int, int]) -> Window:
+    """Return a window of a scene's thumbnail, in its pixels, with a window of the context in its middle: all of it where it is small.
+
+    Args:
+        context: in context pixels.
+        size: (height, width) of the thumbnail.
+    """
+    sides = [min(length, CONTEXT_SIDE) for length in size]
+    middles = [(start + extent // 2) // THUMBNAIL for start, extent in zip(context[:2], context[2:], strict=True)]
+    row, col = (max(0, min(middle - side // 2, length - side)) for middle, side, length in zip(middles, sides, size, strict=True))
+    return Window(row, col, sides[0], sides[1])
+
+
 def split_labelled(tiles: Sequence[Tile], fraction: float, seed: int) -> tuple[Tiles, Tiles]:
-    """Return (labelled, unlabelled) tiles, with all but ``fraction`` of the labelled ones moved to the unlabelled, labels hidden."""
+    """Return (labelled, unlabelled) tiles, with all but ``fraction`` of the labelled ones moved to the unlabelled, labels hidden.
+
+    A smaller share of the same ``seed`` is a part of a larger one.
+    """
     every = Tiles.of(tiles)
     labelled, unlabelled = every.pick(every.labelled), every.pick(~every.labelled)
     kept = np.zeros(len(labelled), bool)

@@ -149,7 +149,7 @@ def _inria_table() -> ClassTable:
 
 
 def _whdld_table() -> ClassTable:
-    """As most loaders number them; in copies whose labels are coloured the colours decide."""
+    """The numbers and colours of the distributed labels, which hold one or the other."""
     names = ("building", "road", "pavement", "vegetation", "bare soil", "water")
     colors = ("#ff0000", "#ffff00", "#c0c000", "#00ff00", "#808080", "#0000ff")
     return ClassTable(tuple(LandClass(i, *pair) for i, pair in enumerate(zip(names, colors, strict=True), start=1)), ignore=(0,))

@@ -18,21 +18,30 @@ from rsdistill.geo.windows import Grid, Window
 from rsdistill.geo.writing import STRIP, RasterWriter
 from rsdistill.reporting import Task
 
-_CHUNK_WIDTH = 4096
-"""Columns that are worked on at a time, so that memory does not grow with a scene's width."""
+_CHUNK_WIDTH, _CHUNK_BYTES = 4096, 128 << 20
+"""Most columns that are worked on at a time, and what they may take: memory grows neither with a scene's width nor with its bands."""
 
 
-def count_chunks(grid: Grid) -> int:
+def chunk_width(pixel_bytes: int) -> int:
+    """Columns of a chunk whose pixels take so many bytes, all bands together; a multiple of the context's ratio."""
+    return max(64, min(_CHUNK_WIDTH, _CHUNK_BYTES // (STRIP * pixel_bytes) // 64 * 64))
+
+
+def count_chunks(scene: Scene, bands: Sequence[int]) -> int:
     """Chunks that a scene is worked on in."""
-    return ceil(grid.height / STRIP) * ceil(grid.width / _CHUNK_WIDTH)
+    return ceil(scene.grid.height / STRIP) * ceil(scene.grid.width / _width(scene, bands))
+
+
+def _width(scene: Scene, bands: Sequence[int]) -> int:
+    return chunk_width(len(bands) * np.dtype(scene.dtype).itemsize)
 
 
 def read_chunks(scene: Scene, bands: Sequence[int], task: Task) -> Iterator[tuple[Window, NDArray[Any], NDArray[np.bool_]]]:
     """Yield (window, (C, h, w) values, (h, w) valid) of the scene, each pixel once; corners lie on the context grid."""
-    height, width = scene.grid.height, scene.grid.width
+    height, width, wide = scene.grid.height, scene.grid.width, _width(scene, bands)
     for row in range(0, height, STRIP):
-        for col in range(0, width, _CHUNK_WIDTH):
-            window = Window(row, col, min(STRIP, height - row), min(_CHUNK_WIDTH, width - col))
+        for col in range(0, width, wide):
+            window = Window(row, col, min(STRIP, height - row), min(wide, width - col))
             yield window, *scene.read(window, bands)
             task.advance()
 
@@ -105,6 +114,16 @@ class BandStatistics:
             step = mean - self._mean[band]
             self._squares[band] += np.square(pixels - mean).sum() + step * step * self._count * count / total
             self._mean[band] += step * count / total
+        self._count = total
+
+    def join(self, other: "BandStatistics") -> None:
+        """Take all pixels that ``other`` has taken."""
+        total = self._count + other._count
+        if not total:
+            return
+        step = other._mean - self._mean
+        self._squares += other._squares + step * step * (self._count * other._count / total)
+        self._mean += step * (other._count / total)
         self._count = total
 
     @property

@@ -3,6 +3,7 @@
 Overviews are never used: the common nearest ones show one pixel of 64 and shift a texture's mean by dozens of digital numbers.
 """
 
+from collections.abc import Iterable
 from math import ceil
 from typing import Any
 
@@ -15,6 +16,8 @@ from rsdistill.geo.windows import Grid, Window
 
 RATIO = 8
 """Scene pixels along the side of one context pixel."""
+THUMBNAIL = 8
+"""Context pixels along the side of one pixel of the thumbnail of a scene."""
 
 
 def context_grid(grid: Grid, ratio: int = RATIO) -> Grid:
@@ -45,6 +48,19 @@ def area_mean(values: NDArray[Any], valid: NDArray[np.bool_], ratio: int = RATIO
     if np.issubdtype(values.dtype, np.integer):
         mean = np.rint(mean)
     return mean.astype(values.dtype), count > 0
+
+
+def thumbnail(rows: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Average a scene's context over blocks of :data:`THUMBNAIL` pixels a side.
+
+    Args:
+        rows: (C, h, w) context and (h, w) validity from top to bottom, all but the last of a height that is a multiple of it.
+
+    Returns:
+        (C, ceil(height / THUMBNAIL), ceil(width / THUMBNAIL)) means and their validity.
+    """
+    parts = [area_mean(values, valid, THUMBNAIL) for values, valid in rows]
+    return np.concatenate([values for values, _ in parts], axis=1), np.concatenate([valid for _, valid in parts])
 
 
 def majority(index: NDArray[np.uint8], classes: int, ratio: int = RATIO) -> NDArray[np.uint8]:

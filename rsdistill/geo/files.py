@@ -36,6 +36,17 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
             raise OutputExistsError(f"{path} exists", hint="give --overwrite to replace it")
 
 
+def refuse_existing_in(folder: Path, names: Iterable[str], overwrite: bool) -> None:
+    """Refuse a folder that cannot take results of these names; what else is in it is left alone.
+
+    Raises:
+        OutputExistsError: the folder is a file, or a result stands in it as :func:`refuse_existing` says.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputExistsError(f"{folder} is a file", hint="name a folder")
+    refuse_existing([folder / name for name in names], overwrite)
+
+
 def refuse_existing_folder(folder: Path, overwrite: bool, marker: str) -> None:
     """Refuse a folder that cannot be replaced by a result folder, which is known by the file ``marker`` in it.
 
@@ -58,14 +69,15 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` and move it there once the block ends well.
 
     The temporary file has the suffix of ``path``, is hidden, flushed to disk before the move, and gone after an error. Parent folders
-    are made. A link is followed, so that its target is what is replaced. Overviews and masks beside an older raster of that name are
-    removed: they would lie about the new one. Temporary files that a killed run of this machine left for ``path`` are removed.
+    are made, and gone again after an error. A link is followed, so that its target is what is replaced. Overviews and masks beside an
+    older raster of that name are removed: they would lie about the new one. Temporary files that a killed run of this machine left for
+    ``path`` are removed.
 
     Raises:
         DiskError: the folder or the file cannot be written.
     """
     target = path.resolve() if path.is_symlink() else path
-    partial = _partial(target)
+    made, partial = missing_parents(target), _partial(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -80,6 +92,7 @@ def atomic(path: Path) -> Iterator[Path]:
         fsync_dir(target.parent)
     except BaseException as error:
         _remove_partial(partial)
+        remove_empty(made)
         if isinstance(error, OSError):
             raise _disk_error(target, error) from error
         raise

@@ -11,8 +11,8 @@ from rsdistill.geo.labels import Labels
 from rsdistill.geo.scenes import Scene
 from rsdistill.geo.windows import Window
 
-STRIP_PIXELS = 1 << 24
-"""Pixels that are held at once while a file is read."""
+STRIP_VALUES = 1 << 24
+"""Values, of all bands together, that are held at once while a file is read."""
 RIM_SHARE = 0.05
 """One grey on more of a scene's rim than this, with no nodata declared, is worth a word."""
 STRIP_WIDTH = 4096
@@ -45,7 +45,7 @@ def pixel_notes(scene: Scene) -> list[str]:
     bands, grid = scene.color_bands, scene.grid
     count, rim = 0, []
     low, high = np.full(len(bands), np.inf), np.full(len(bands), -np.inf)
-    for window, values, valid in scene.strips(bands, _strip_rows(scene)):
+    for window, values, valid in scene.strips(bands, _strip_rows(scene, len(bands))):
         edges = [values[:, :, 0], values[:, :, -1], *([values[:, 0]] if window.row == 0 else [])]
         rim += [*edges, *([values[:, -1]] if window.stop[0] == grid.height else [])]
         count += int(valid.sum())
@@ -76,7 +76,7 @@ def class_notes(labels: Labels, scene: Scene, table: ClassTable) -> list[str]:
     """
     grid = scene.grid
     counts = np.zeros(256, np.int64)
-    rows = _strip_rows(scene)
+    rows = _strip_rows(scene, 1)
     for row in range(0, grid.height, rows):
         index = labels.read(Window(row, 0, min(rows, grid.height - row), grid.width))
         counts += np.bincount(index.ravel(), minlength=256)
@@ -87,5 +87,5 @@ def class_notes(labels: Labels, scene: Scene, table: ClassTable) -> list[str]:
     return [f"{pixels.sum() / counts.sum():.0%} labelled", *([f"without {', '.join(absent)}"] if absent else [])]
 
 
-def _strip_rows(scene: Scene) -> int:
-    return max(1, min(512, STRIP_PIXELS // scene.grid.width))
+def _strip_rows(scene: Scene, bands: int) -> int:
+    return max(1, min(512, STRIP_VALUES // (scene.grid.width * bands)))

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform as transform_points
 
 from rsdistill.errors import LabelError, SceneError
 from rsdistill.geo.burning import VECTOR_SUFFIXES, BurnOptions, BurntLabels
 from rsdistill.geo.classes import COLORS, IGNORE, ClassTable, LandClass
 from rsdistill.geo.opening import open_sealed, sealed_reading
+from rsdistill.geo.projecting import project
 from rsdistill.geo.scenes import Scene
 from rsdistill.geo.sources import RASTER_SUFFIXES, check_source
 from rsdistill.geo.windows import Grid, Window
@@ -188,7 +188,7 @@ class RasterLabels:
         """The label raster's own pixels that cover the scene."""
         if self._warped is None and self.how == "copied":
             return self._raster.grid.window
-        rows, cols = _pixels_of(self._grid, self._raster.grid)
+        rows, cols = _pixels_of(self._grid, self._raster.grid, self.source)
         top, left, bottom, right = np.floor([rows.min(), cols.min()]).tolist() + np.ceil([rows.max(), cols.max()]).tolist()
         box = Window(int(top), int(left), int(bottom - top), int(right - left))
         return box.intersection(self._raster.grid.window)
@@ -197,7 +197,7 @@ class RasterLabels:
         """Scene pixels that one pixel of the label covers, measured on the ground around the scene's middle."""
         if self.how == "copied":
             return 1.0
-        rows, cols = _pixels_of(self._grid[_middle(self._grid)], self._raster.grid)
+        rows, cols = _pixels_of(self._grid[_middle(self._grid)], self._raster.grid, self.source)
         x, y = cols[[0, 1, 3]] - cols[0], rows[[0, 1, 3]] - rows[0]
         return float(1.0 / max(abs(x[1] * y[2] - x[2] * y[1]), 1e-12))
 
@@ -246,14 +246,14 @@ def _by_color(table: ClassTable) -> ClassTable:
     return ClassTable(classes, tuple(value for value in table.ignore if value not in taken))
 
 
-def _pixels_of(grid: Grid, other: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pixels_of(grid: Grid, other: Grid, source: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Rows and columns in ``other`` of the corners of ``grid`` (upper left, upper right, lower right, lower left) and points between."""
     edge = np.linspace(0, 1, 9)
     cols = np.concatenate([[0, 1, 1, 0], edge, np.ones(9), edge, np.zeros(9)]) * grid.width
     rows = np.concatenate([[0, 0, 1, 1], np.zeros(9), edge, np.ones(9), edge]) * grid.height
     x, y = _apply(grid.transform, cols, rows)
-    if not _same_crs(grid.crs, other.crs):
-        x, y = (np.asarray(values) for values in transform_points(grid.crs, other.crs, x, y))
+    if grid.crs is not None and other.crs is not None and not _same_crs(grid.crs, other.crs):
+        x, y = (np.asarray(values) for values in project(grid.crs, other.crs, x, y, refusal=LabelError, what=source))
     cols, rows = _apply(~other.transform, x, y)
     return np.nan_to_num(rows, posinf=0, neginf=0), np.nan_to_num(cols, posinf=0, neginf=0)
 

@@ -1,21 +1,25 @@
 """GDAL behind a seal: files opened and read so that they reach nothing else, with errors that name file and rows."""
 
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 
 from rsdistill.errors import SceneError
 from rsdistill.geo.sources import Source
 from rsdistill.geo.windows import Window
 
-MAX_PIXELS = 1 << 38
-"""A raster of more pixels (a square of half a million) is taken for a broken header."""
+T = TypeVar("T")
+
+RETRY_SECONDS = 0.2
+MAX_PIXELS = 1 << 40
+"""A raster of more pixels (a square of a million) is taken for a broken header."""
 MAX_BLOCK_BYTES = 512 << 20
 """A raster whose smallest readable piece is larger cannot be streamed."""
 _SEAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO", "GDAL_VRT_ENABLE_PYTHON": "NO"}
@@ -40,6 +44,16 @@ def open_sealed(path: Path, source: Source) -> Any:
         dataset.close()
         raise
     return dataset
+
+
+def twice(read: Callable[[], T], reopen: Callable[[], None]) -> T:
+    """Return what ``read`` returns; where the disk fails, as disks of a network do now and then, ``reopen`` and read once more."""
+    try:
+        return read()
+    except RasterioIOError:
+        time.sleep(RETRY_SECONDS)
+        reopen()
+        return read()
 
 
 @contextmanager

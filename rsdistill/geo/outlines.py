@@ -2,8 +2,8 @@
 
 import shapely
 from rasterio.crs import CRS
-from rasterio.warp import transform as transform_points
 
+from rsdistill.geo.projecting import project
 from rsdistill.geo.windows import Grid
 
 
@@ -12,5 +12,5 @@ def outline(grid: Grid, crs: CRS) -> shapely.Polygon:
     corners = [(0.5, 0.5), (grid.width - 0.5, 0.5), (grid.width - 0.5, grid.height - 0.5), (0.5, grid.height - 0.5)]
     x, y = zip(*(grid.transform @ corner for corner in corners), strict=True)
     if grid.crs != crs:
-        x, y = transform_points(grid.crs, crs, x, y)
+        x, y = project(grid.crs, crs, x, y)
     return shapely.Polygon(zip(x, y, strict=True))

@@ -13,7 +13,8 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window as Area
 
 from rsdistill.errors import SceneError, nearest
-from rsdistill.geo.opening import open_sealed, refuse_unrectified, sealed_reading
+from rsdistill.geo.listings import named_by
+from rsdistill.geo.opening import open_sealed, refuse_unrectified, sealed_reading, twice
 from rsdistill.geo.sidecars import Sidecars, read_sidecars
 from rsdistill.geo.sources import RASTER_SUFFIXES, check_source, is_remote
 from rsdistill.geo.windows import Grid, Window
@@ -174,8 +175,8 @@ class Scene:
             raise ValueError(f"{window} is not inside {self.path}")
         area = Area(window.col, window.row, window.width, window.height)
         with sealed_reading(self.path, window):
-            raw = self._open()[0].read(list(bands), window=area)
-            valid = self._holds_data(raw, bands) & self._unmasked(area)
+            raw = twice(lambda: self._open()[0].read(list(bands), window=area), self.close)
+            valid = self._holds_data(raw, bands) & twice(lambda: self._unmasked(area), self.close)
         values = self._scaled(raw, bands)
         if not valid.all():
             values[:, ~valid] = 0
@@ -260,12 +261,12 @@ def open_scene(path: Path | str, *, nodata: Sequence[float] | None = None, allow
 
 
 def find_scenes(paths: Sequence[Path], *, progress: Progress = SILENT) -> list[Path]:
-    """Return the rasters among ``paths``; a folder stands for the rasters in it, by name. Labels are left out, and said so.
+    """Return the rasters among ``paths``; a folder stands for its rasters, a listing for what it names. Labels are left out, and said so.
 
     Raises:
         SceneError: nothing is left.
     """
-    files = [file for path in paths for file in (_rasters_in(path) if path.is_dir() else [path])]
+    files = [file for path in paths for file in named_by(path)]
     labels = [file for file in files if file.stem.endswith("_label")]
     if labels:
         more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
@@ -275,10 +276,6 @@ def find_scenes(paths: Sequence[Path], *, progress: Progress = SILENT) -> list[P
         named = ", ".join(map(str, paths))
         raise SceneError(f"no scene in {named}", hint="in folders rasters are found by suffix: " + " ".join(RASTER_SUFFIXES))
     return found
-
-
-def _rasters_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in RASTER_SUFFIXES and not file.name.startswith("."))
 
 
 def _rebuild(path: Path, options: dict[str, Any]) -> Scene:

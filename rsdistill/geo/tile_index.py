@@ -11,16 +11,18 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 from rasterio.crs import CRS
-from rasterio.warp import transform as transform_points
 
 from rsdistill.errors import ClassTableError, DiskError, TileSetError
 from rsdistill.geo.classes import ClassTable
+from rsdistill.geo.projecting import project
 from rsdistill.geo.sources import is_remote
-from rsdistill.geo.tiles import LAYER, SPLITS, Tiles, read_tiles
+from rsdistill.geo.tiles import CHUNK, LAYER, SPLITS, Tiles, read_tiles
 from rsdistill.geo.windows import Grid, Window
 
 FORMAT_VERSION = 1
-CARD, INDEX = "tileset.json", "tiles.gpkg"
+CARD, INDEX, LARGE_INDEX = "tileset.json", "tiles.gpkg", "tiles.parquet"
+MOST_ROWS = 1_000_000
+"""Tiles of an index that QGIS can edit, a GeoPackage; one of more is GeoParquet, which is a fraction of its size."""
 
 
 class _Card(BaseModel):
@@ -163,8 +165,14 @@ def load_tile_set(folder: Path | str) -> TileSet:
     folder = Path(folder)
     card = read_card(folder)
     table = _table(folder, card)
-    tiles = read_tiles(folder / INDEX, {entry.name: (entry.height, entry.width) for entry in card.scenes})
+    tiles = read_tiles(index_path(folder), {entry.name: (entry.height, entry.width) for entry in card.scenes})
     return TileSet(folder, card, table, tiles)
+
+
+def index_path(folder: Path) -> Path:
+    """Return where the index of a tile set's folder is: ``tiles.gpkg``, or ``tiles.parquet`` where that stands alone."""
+    large = folder / LARGE_INDEX
+    return large if large.exists() and not (folder / INDEX).exists() else folder / INDEX
 
 
 def read_card(folder: Path) -> TileSetCard:
@@ -204,7 +212,9 @@ def write_card(folder: Path, card: TileSetCard) -> None:
 
 
 def write_index(folder: Path, rows: Sequence[TileRow], grids: Mapping[str, Grid], table: ClassTable) -> None:
-    """Write ``tiles.gpkg``: one footprint a tile, in the first scene's CRS; in pixels (column, −row) where any scene has none.
+    """Write ``tiles.gpkg``, or ``tiles.parquet`` for more than :data:`MOST_ROWS`.
+
+    It holds one footprint a tile, in the first scene's CRS; in pixels (column, −row) where any scene has none.
 
     Args:
         folder: of the tile set.
@@ -215,6 +225,7 @@ def write_index(folder: Path, rows: Sequence[TileRow], grids: Mapping[str, Grid]
     Raises:
         DiskError: the file does not hold all tiles.
     """
+    path = folder / (INDEX if len(rows) <= MOST_ROWS else LARGE_INDEX)
     import geopandas  # reading a tile set does without, and saves a second
 
     crs = None if any(grid.crs is None for grid in grids.values()) else next(iter(grids.values())).crs
@@ -228,12 +239,15 @@ def write_index(folder: Path, rows: Sequence[TileRow], grids: Mapping[str, Grid]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="'crs' was not provided")
         try:
-            frame.to_file(folder / INDEX, layer=LAYER, driver="GPKG", engine="pyogrio")
-            whole = len(read_tiles(folder / INDEX, {name: (grid.height, grid.width) for name, grid in grids.items()})) == len(rows)
-        except (RuntimeError, OSError, TileSetError):  # pyogrio's errors are RuntimeErrors
+            if path.name == INDEX:
+                frame.to_file(path, layer=LAYER, driver="GPKG", engine="pyogrio")
+            else:
+                frame.to_parquet(path, row_group_size=CHUNK)
+            whole = len(read_tiles(path, {name: (grid.height, grid.width) for name, grid in grids.items()})) == len(rows)
+        except (RuntimeError, OSError, ValueError, TileSetError):  # pyogrio's errors are RuntimeErrors, pyarrow's ValueErrors
             whole = False
     if not whole:
-        raise DiskError(f"cannot write {folder / INDEX} whole", hint="check the disk's space and health")
+        raise DiskError(f"cannot write {path} whole", hint="check the disk's space and health")
 
 
 def _outline(grid: Grid, window: Window, crs: CRS | None) -> Any:
@@ -245,7 +259,7 @@ def _outline(grid: Grid, window: Window, crs: CRS | None) -> Any:
     corners = ((left, top), (right, top), (right, bottom), (left, bottom))
     x, y = zip(*(pixel_plane(grid) @ corner for corner in corners), strict=True)
     if crs is not None and grid.crs != crs:
-        x, y = transform_points(grid.crs, crs, x, y)
+        x, y = project(grid.crs, crs, x, y)
     return shapely.Polygon(zip(x, y, strict=True))
 
 

@@ -15,6 +15,8 @@ from rsdistill.geo.windows import Window
 
 LAYER = "tiles"
 SPLITS = ("train", "val", "test")
+COLUMNS = ("scene", "row", "col", "height", "width", "split", "labelled")
+"""What training reads of an index."""
 CHUNK = 1 << 16
 """Tiles that are held as Python objects at a time; a million of them take half a gigabyte."""
 
@@ -110,7 +112,7 @@ def read_tiles(path: Path, sizes: Mapping[str, tuple[int, int]]) -> Tiles:
     """Return the tiles of the index ``path``.
 
     Args:
-        path: of ``tiles.gpkg``.
+        path: of ``tiles.gpkg`` or ``tiles.parquet``.
         sizes: height and width of each scene by its name, in the order that ``Tiles.scene`` counts.
 
     Raises:
@@ -150,10 +152,25 @@ def _rows(path: Path) -> Iterator[list[tuple[Any, ...]]]:
     """Yield scene, window, split and labelled of some tiles at a time; asking SQLite takes a thirtieth of importing geopandas."""
     if not path.is_file():
         raise TileSetError(f"{path} is missing", hint="run rsdistill tile again")
+    if path.suffix == ".parquet":
+        yield from _rows_of_parquet(path)
+        return
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            asked = database.execute(f"SELECT scene, row, col, height, width, split, labelled FROM {LAYER} ORDER BY fid")
+            asked = database.execute(f"SELECT {', '.join(COLUMNS)} FROM {LAYER} ORDER BY fid")
             while rows := asked.fetchmany(CHUNK):
                 yield rows
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise TileSetError(f"{path} is damaged: {error}", hint="run rsdistill tile again") from None
+
+
+def _rows_of_parquet(path: Path) -> Iterator[list[tuple[Any, ...]]]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            for part in file.iter_batches(CHUNK, columns=list(COLUMNS)):
+                yield list(zip(*(part.column(name).to_pylist() for name in COLUMNS), strict=True))
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
         raise TileSetError(f"{path} is damaged: {error}", hint="run rsdistill tile again") from None

@@ -1,7 +1,7 @@
 """Windows and grids: integer rectangles of pixels, and where on Earth they lie."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, gcd
 from typing import NamedTuple, Self
 
 from affine import Affine
@@ -115,17 +115,24 @@ def _axis(length: int, tile_max: int, margin: int, stride: int) -> tuple[int, tu
     """Cut ``length`` pixels into windows of one size: (size, (start, core start, core stop) each).
 
     The count is the least that ``tile_max`` allows; the size is then the least multiple of ``stride`` that still gives each inner
-    cut ``margin`` pixels on both sides, and the windows are spread evenly so that all the overlap paid for is used.
+    cut ``margin`` pixels on both sides, and the windows are spread evenly so that all the overlap paid for is used. They start on
+    multiples of ``stride``, since a network that makes its maps smaller answers otherwise when its input moves by less than that; of
+    a divisor of it where the margin leaves less than a stride (an exported model takes whole tiles only). The last one may reach
+    beyond the raster.
     """
     if length <= tile_max:
         size = ceil(length / stride) * stride
         return size, ((0, 0, length),)
-    count = ceil((length - 2 * margin) / (tile_max - 2 * margin))
-    size = min(tile_max, ceil((length + 2 * margin * (count - 1)) / count / stride) * stride)
-    slack = length - size
-    starts = [round(k * slack / (count - 1)) for k in range(count)]
-    cuts = [0, *((starts[k] + size + starts[k + 1]) // 2 for k in range(count - 1)), length]
-    return size, tuple((starts[k], cuts[k], cuts[k + 1]) for k in range(count))
+    room = tile_max - 2 * margin
+    step = stride if room >= stride else gcd(room, stride)
+    gaps = ceil(ceil((length - tile_max) / step) / (room // step))
+    size = ceil((length + 2 * margin * gaps) / (gaps + 1) / stride) * stride
+    while ceil(ceil((length - size) / step) / gaps) * step > size - 2 * margin:
+        size += stride
+    slack = ceil((length - size) / step)
+    starts = [step * round(k * slack / gaps) for k in range(gaps + 1)]
+    cuts = [0, *((starts[k] + size + starts[k + 1]) // 2 for k in range(gaps)), length]
+    return size, tuple((starts[k], cuts[k], cuts[k + 1]) for k in range(gaps + 1))
 
 
 def plan(height: int, width: int, tile_max: int, margin: int, stride: int = 1) -> Plan:

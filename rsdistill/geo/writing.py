@@ -13,6 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as Area
 
 from rsdistill.errors import DiskError
+from rsdistill.geo.libtiff import quieten
 from rsdistill.geo.windows import Grid, Window
 
 STRIP = 512
@@ -56,6 +57,7 @@ class RasterWriter:
         self._sums: list[tuple[Window, int]] = []
         layout: dict[str, Any] = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "zlevel": 6}
         layout |= {"predictor": 1 if palette or np.dtype(dtype).kind == "f" else 2, "BIGTIFF": "IF_SAFER", "SPARSE_OK": True}
+        quieten()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             self._dataset: Any = rasterio.open(

@@ -3,12 +3,12 @@
 The global branch sees windows of the context of at most :data:`WINDOW` pixels a side, which for most scenes is all of it. Where it is not,
 each window is read with a margin, and a tile is decoded from the window that owns its middle. The windows start on whole cells of the
 coarsest map, so that they cut the encoder's grid where a pass over the whole context would. Tiles come from top to bottom: the context is
-streamed beside them, each row of the scene once, and only one row of windows is held.
+streamed beside them, each row of the scene once. Only one row of windows is held, of each no more than its tiles read, and that in half
+precision: at 50 000 pixels a side and 128 channels, about half a gigabyte.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from math import ceil
 from typing import Any, cast
 
 import numpy as np
@@ -16,25 +16,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rsdistill.batches import Segmentation
-from rsdistill.geo.context import area_mean, context_grid
-from rsdistill.geo.windows import Plan, Window, plan
+from rsdistill.batches import Context, Segmentation
+from rsdistill.geo.context import THUMBNAIL, area_mean, context_grid, thumbnail
+from rsdistill.geo.windows import Window
 from rsdistill.inference.canvas_store import CanvasStore
+from rsdistill.inference.context_windows import ContextWindows, Place, in_groups, turned_boxes
 from rsdistill.inference.reading import RowBuffer, Rows, Source
 from rsdistill.inference.symmetries import UPRIGHT, Turn, turned
 from rsdistill.models.context import Canvas
 from rsdistill.models.ginet import GINet
 from rsdistill.models.network import Network
+from rsdistill.models.thumbnail import Surroundings
 
 WINDOW = 1024
 """Largest side, in context pixels, of what the global branch sees at once: 8192 pixels of the scene at a ratio of 8."""
 MARGIN = 128
 """Context pixels around a tile that its window of the context holds at least, unless the card says otherwise."""
-CELL = 32
-"""Side in context pixels of the coarsest map's cells."""
 CHUNK_ROWS = 64
 """Context rows that are made at once."""
 
+Pixels = tuple[NDArray[Any], NDArray[np.bool_]]
+"""(C, h, w) values and their (h, w) validity."""
 ToImage = Callable[[NDArray[Any], NDArray[np.bool_]], tuple[Tensor, Tensor]]
 """Turns raw (N, C, h, w) pixels and their (N, h, w) validity into a normalised image and a validity on the network's device."""
 
@@ -73,7 +75,8 @@ class SceneCanvas:
         self._windows: ContextWindows | None = None
         self._rows: RowBuffer | None = None
         self._top = 0
-        self._canvases: dict[tuple[tuple[int, int], Turn], Canvas] = {}
+        self._canvases: dict[tuple[Place, Turn], Canvas] = {}
+        self._thumbnails: dict[Turn, Surroundings | None] = {}
 
     def decode(self, image: Tensor, windows: Sequence[Window], turn: Turn = UPRIGHT) -> Segmentation:
         """Return the network's answer for (N, C, T, T) normalised tiles whose upper left pixels lie where those of ``windows`` do.
@@ -83,40 +86,69 @@ class SceneCanvas:
         size = (image.shape[-2], image.shape[-1]) if turn[0] % 2 == 0 else (image.shape[-1], image.shape[-2])
         tiles = [Window(window.row, window.col, *size) for window in windows]
         if self._windows is None:
-            self._windows = ContextWindows.over(self._scene, self._ratio, self._margin, size, self._largest)
-        places = [self._windows.owner(tile) for tile in tiles]
-        logits: list[Tensor] = [torch.empty(0)] * len(tiles)
-        features: list[Tensor] = [torch.empty(0)] * len(tiles)
-        for place in sorted(set(places)):
-            members = [number for number, its in enumerate(places) if its == place]
-            box = turned_boxes(self._windows.boxes(place, [tiles[number] for number in members]), *turn).to(image.device)
-            first = torch.zeros(len(members), dtype=torch.int64, device=image.device)
-            answer = self._model.decode(image[members], self._canvas(self._windows, place, turn), box, first)
-            for number, own, map_ in zip(members, answer.logits, answer.features, strict=True):
-                logits[number], features[number] = own, map_
-        return Segmentation(torch.stack(logits), torch.stack(features))
+            grid = context_grid(self._scene.grid, self._ratio)
+            self._windows = ContextWindows.over((grid.height, grid.width), self._ratio, self._margin, size, self._largest)
+        laid = self._windows
+        places = [laid.owner(tile) for tile in tiles]
 
-    def _canvas(self, windows: "ContextWindows", place: tuple[int, int], turn: Turn) -> Canvas:
-        """Return the canvas of the window at ``place``, made when it is first asked for; those of rows above are let go."""
+        def answer(members: list[int]) -> Segmentation:
+            place = places[members[0]]
+            box = laid.boxes(place, [tiles[number] for number in members], turn).to(image.device)
+            first = torch.zeros(len(members), dtype=torch.int64, device=image.device)
+            return self._model.decode(image[members], self._canvas(laid, place, turn), box, first)
+
+        return in_groups(places, answer)
+
+    def _canvas(self, windows: ContextWindows, place: Place, turn: Turn) -> Canvas:
+        """Return what is kept of the window at ``place``, made when it is first asked for; those of rows above are let go."""
         if (place, turn) not in self._canvases:
             self._canvases = {other: canvas for other, canvas in self._canvases.items() if other[0][0] == place[0]}
             self._canvases[place, turn] = self._kept(windows, place, turn)
         return self._canvases[place, turn]
 
-    def _kept(self, windows: "ContextWindows", place: tuple[int, int], turn: Turn) -> Canvas:
+    def _kept(self, windows: ContextWindows, place: Place, turn: Turn) -> Canvas:
         """Return a canvas from the store, made of no pixels but its own where it is not there; without a store it is made in any case."""
         window = windows.window(place)
         if self._store is None:
-            return self._encoded(*self._pixels(window, windows.height), turn)
+            return self._encoded(windows, place, self._pixels(window, windows.height), turn)
         device = next(self._model.parameters()).device
         read = partial(context_pixels, self._scene, self._bands, self._ratio, window)
-        return self._store.get("-".join(map(str, (*place, *map(int, turn)))), device, lambda: self._encoded(*read(), turn))
+        name = "-".join(map(str, (*place, *map(int, turn))))
+        return self._store.get(name, device, lambda: self._encoded(windows, place, read(), turn))
 
-    def _encoded(self, values: NDArray[Any], valid: NDArray[np.bool_], turn: Turn) -> Canvas:
-        image, known = self._to_image(turned(values, *turn)[None], turned(valid, *turn)[None])
-        return self._model.encode_context(image, known)
+    def _encoded(self, windows: ContextWindows, place: Place, pixels: Pixels, turn: Turn) -> Canvas:
+        image, known = self._image(pixels, turn)
+        canvas = self._model.encode_context(image, known, self._surroundings(windows.window(place), turn))
+        if len(windows) == 1:
+            return canvas
+        return self._model.canvas_part(canvas, *windows.kept(place, turn), half=True)
 
-    def _pixels(self, window: Window, height: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _image(self, pixels: Pixels, turn: Turn) -> tuple[Tensor, Tensor]:
+        values, valid = pixels
+        return self._to_image(turned(values, *turn)[None], turned(valid, *turn)[None])
+
+    def _surroundings(self, window: Window, turn: Turn) -> Surroundings | None:
+        """Return what a window of the context sees of the thumbnail, which takes a pass over the scene when it is first asked for."""
+        threshold, grid = self._model.thumbnail_from, self._scene.grid
+        if not threshold or max(grid.height, grid.width) <= threshold:
+            return None
+        if turn not in self._thumbnails:
+            values, valid = self._thumbnail()
+            image, known = self._image((values, valid), turn)
+            whole = Context(image, known, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.zeros(1, dtype=torch.int64))
+            self._thumbnails[turn] = self._model.surroundings(whole)
+        around, context = self._thumbnails[turn], context_grid(grid, self._ratio)
+        size = torch.tensor([-(-side // THUMBNAIL) * THUMBNAIL for side in (context.height, context.width)] * 2)
+        box = turned_boxes(torch.tensor([[*window[:2], *window.stop]]) / size, *turn)
+        return None if around is None else around._replace(box=box)
+
+    def _thumbnail(self) -> Pixels:
+        def made() -> Pixels:
+            return thumbnail((rows.image, rows.valid) for rows in context_rows(self._scene, self._bands, self._ratio, 0))
+
+        return made() if self._store is None else self._store.pixels("thumbnail", made)
+
+    def _pixels(self, window: Window, height: int) -> Pixels:
         """Return the context's pixels in ``window``; where it lies above an earlier one, the scene is read anew."""
         if self._rows is None or window.row < self._top:
             self._rows = RowBuffer(context_rows(self._scene, self._bands, self._ratio, window.row), height)
@@ -126,53 +158,7 @@ class SceneCanvas:
         return rows.image[..., cols], rows.valid[:, cols]
 
 
-class ContextWindows:
-    """Where the global branch looks: windows of the context on whole cells of its coarsest map, each the owner of the tiles in its core."""
-
-    def __init__(self, cells: Plan, size: tuple[int, int], ratio: int) -> None:
-        self._cells, self._size, self._ratio = cells, size, ratio
-        self.height = min(size[0], cells.tile[0] * CELL)
-        """Context rows that one window has at most."""
-
-    @classmethod
-    def over(cls, scene: Source, ratio: int, margin: int, tile: tuple[int, int], window: int) -> "ContextWindows":
-        """Lay windows over the context of ``scene`` so that ``margin`` context pixels around every tile are seen.
-
-        Args:
-            scene: what is mapped.
-            ratio: scene pixels along the side of one context pixel.
-            margin: context pixels around a tile.
-            tile: (height, width) of the tiles in scene pixels.
-            window: largest side of a window in context pixels; larger where the margin would leave too little of it.
-        """
-        grid = context_grid(scene.grid, ratio)
-        rim = ceil((margin + max(tile) / ratio / 2) / CELL)
-        largest = max(window // CELL, 4 * rim)
-        cells = plan(ceil(grid.height / CELL), ceil(grid.width / CELL), largest, rim)
-        return cls(cells, (grid.height, grid.width), ratio)
-
-    def window(self, place: tuple[int, int]) -> Window:
-        """Return the context pixels of the window at ``place``, in row and column of windows."""
-        read = self._cells.placement(*place).read
-        row, col = read.row * CELL, read.col * CELL
-        stop_row, stop_col = (min(stop * CELL, side) for stop, side in zip(read.stop, self._size, strict=True))
-        return Window(row, col, stop_row - row, stop_col - col)
-
-    def owner(self, tile: Window) -> tuple[int, int]:
-        """Return the place of the window whose core holds the middle of ``tile``, a window of the scene."""
-        side = self._ratio * CELL
-        row, col = (tile.row + tile.height / 2) / side, (tile.col + tile.width / 2) / side
-        return _owner(self._cells.rows, row), _owner(self._cells.cols, col)
-
-    def boxes(self, place: tuple[int, int], tiles: Sequence[Window]) -> Tensor:
-        """Return the (N, 4) top, left, bottom, right of ``tiles`` in [0, 1] of the window at ``place``."""
-        window = self.window(place)
-        edges = torch.tensor([[tile.row, tile.col, *tile.stop] for tile in tiles], dtype=torch.float64) / self._ratio
-        origin, side = edges.new_tensor([window.row, window.col] * 2), edges.new_tensor([window.height, window.width] * 2)
-        return ((edges - origin) / side).float()
-
-
-def context_pixels(scene: Source, bands: Sequence[int], ratio: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def context_pixels(scene: Source, bands: Sequence[int], ratio: int, window: Window) -> Pixels:
     """Return the (C, h, w) context and its (h, w) validity in ``window``; no other part of the scene is read."""
     left, right = window.col * ratio, min(window.stop[1] * ratio, scene.grid.width)
     parts = []
@@ -190,17 +176,3 @@ def context_rows(scene: Source, bands: Sequence[int], ratio: int, first: int) ->
         for row in range(first * ratio, scene.grid.height, step):
             window = Window(row, 0, min(step, scene.grid.height - row), scene.grid.width)
             yield Rows(row // ratio, *area_mean(*own.read(window, bands), ratio))
-
-
-def turned_boxes(boxes: Tensor, quarters: int, mirrored: bool) -> Tensor:
-    """Return (N, 4) top, left, bottom, right in [0, 1] as they lie when what they are boxes of was mirrored, then turned."""
-    top, left, bottom, right = boxes.unbind(1)
-    if mirrored:
-        left, right = 1 - right, 1 - left
-    for _ in range(quarters):
-        top, left, bottom, right = 1 - right, top, 1 - left, bottom
-    return torch.stack([top, left, bottom, right], dim=1)
-
-
-def _owner(spans: Sequence[tuple[int, int, int]], place: float) -> int:
-    return next((index for index, (_, _, stop) in enumerate(spans) if place < stop), len(spans) - 1)

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 from time import sleep
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rsdistill.errors import LockError
 from rsdistill.geo.files import atomic
@@ -29,6 +33,19 @@ class CanvasStore:
         Raises:
             DiskError: the folder cannot be written.
         """
+        return _canvas(self._tensors(name, lambda: _parts(make()), device))
+
+    def pixels(self, name: str, make: Callable[[], tuple[NDArray[Any], NDArray[np.bool_]]]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return the pixels called ``name``, (C, h, w) values and (h, w) validity, likewise."""
+
+        def made() -> dict[str, Tensor]:
+            values, valid = make()
+            return {"values": torch.from_numpy(values), "valid": torch.from_numpy(valid)}
+
+        tensors = self._tensors(name, made, torch.device("cpu"))
+        return tensors["values"].numpy(), tensors["valid"].numpy()
+
+    def _tensors(self, name: str, make: Callable[[], dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
         path = self._folder / f"{name}.safetensors"
         while not path.exists():
             try:
@@ -37,18 +54,20 @@ class CanvasStore:
                         _write(path, make())
             except LockError:
                 sleep(WAIT_SECONDS)
-        return _read(path, device)
+        return load_file(path, device=str(device))
 
 
-def _write(path: Path, canvas: Canvas) -> None:
-    tensors = {"mask": canvas.mask, "logits": canvas.logits, "size": torch.tensor(canvas.size)}
-    tensors |= {f"guidance.{level}": maps for level, maps in enumerate(canvas.guidance)}
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     with atomic(path) as part:
         save_file({name: values.contiguous() for name, values in tensors.items()}, part)
 
 
-def _read(path: Path, device: torch.device) -> Canvas:
-    tensors = load_file(path, device=str(device))
+def _parts(canvas: Canvas) -> dict[str, Tensor]:
+    tensors = {"mask": canvas.mask, "logits": canvas.logits, "size": torch.tensor(canvas.size)}
+    return tensors | {f"guidance.{level}": maps for level, maps in enumerate(canvas.guidance)}
+
+
+def _canvas(tensors: dict[str, Tensor]) -> Canvas:
     guidance = tuple(tensors[f"guidance.{level}"] for level in range(len(tensors) - 3))
     height, width = tensors["size"].tolist()
     return Canvas(guidance, tensors["mask"], tensors["logits"], (height, width))

@@ -6,7 +6,6 @@ needed by both: cells are then whole rows of windows, cut where a single window 
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,11 @@ EMPTY_COST = 0.02
 """Of a cell without data, relative to one that passes the network: it is read only."""
 
 
-def cut(plan: Plan, area: Window, blend: Blend, *, batch: int, count: int, holds_data: Callable[[Window], bool]) -> list[Window | None]:
+Holds = Callable[[Sequence[int], Sequence[int]], NDArray[np.bool_]]
+"""Says of the cells between borders of rows and of columns whether there is anything to map in each; may err."""
+
+
+def cut(plan: Plan, area: Window, blend: Blend, *, batch: int, count: int, holds_data: Holds) -> list[Window | None]:
     """Cut ``area`` into ``count`` rectangles of about the same work, by halves, from the upper left to the lower right.
 
     Args:
@@ -29,15 +32,14 @@ def cut(plan: Plan, area: Window, blend: Blend, *, batch: int, count: int, holds
         blend: how windows overlap.
         batch: windows of one row that pass the network at once.
         count: of rectangles.
-        holds_data: says of a window whether there is anything to map in it; may err.
+        holds_data: says which cells there is anything to map in.
 
     Returns:
         Rectangles that cover ``area`` once; None for each that there is no cell left for.
     """
     rows = _within(_row_cuts(plan, blend), area.row, area.stop[0])
     cols = _within(_col_cuts(plan, blend, batch), area.col, area.stop[1])
-    cells = [[Window(top, left, bottom - top, right - left) for left, right in pairwise(cols)] for top, bottom in pairwise(rows)]
-    costs = np.array([[cell.height * cell.width * (1 if holds_data(cell) else EMPTY_COST) for cell in row] for row in cells])
+    costs = np.outer(np.diff(rows), np.diff(cols)).astype(np.float64) * np.where(holds_data(rows, cols), 1, EMPTY_COST)
     return [_window(part, rows, cols) for part in _divided(costs, Window(0, 0, *costs.shape), np.array(rows), np.array(cols), count)]
 
 

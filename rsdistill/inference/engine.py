@@ -1,7 +1,7 @@
 """The engine: rows read ahead, cut into windows, run through a network, collected into strips; memory grows with width × tile only."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -84,9 +84,10 @@ def strips(
     collect = accumulator(job.plan, job.area, backend.classes, wanted, blend)
     start = partial(backend.start, scores=wanted.scores or blend != "core")
     asked = collect.reach if blend == "core" else attrgetter("read")  # whether a blended window is run must not depend on ``window``
-    events = _events(scene, job, bands, within, asked, stats)
-    with progress.task(f"map {scene.grid.height} x {scene.grid.width}", len(job)) as task:
-        yield from _collected(_in_flight(_groups(events, batch), start, backend.ahead, stats), collect, stats, task)
+    # closed here: what failed keeps its frames, and with them the reader, until long after
+    events = closing(_events(scene, job, bands, within, asked, stats))
+    with events as found, progress.task(f"map {scene.grid.height} x {scene.grid.width}", len(job)) as task:
+        yield from _collected(_in_flight(_groups(found, batch), start, backend.ahead, stats), collect, stats, task)
 
 
 def _collected(
@@ -160,7 +161,7 @@ def _touching(spans: Sequence[tuple[int, int, int]], size: int, start: int, stop
 
 def _events(
     scene: Source, job: Job, bands: Sequence[int], within: Within | None, asked: Callable[[Placement], Window], stats: Stats
-) -> Iterator[Tile | RowDone]:
+) -> Generator[Tile | RowDone, None, None]:
     """Yield the tiles with something to map, row of windows by row, and the end of each; the next row's pixels are decoded meanwhile."""
     seen, ahead = job.seen, max(2, job.plan.tile[0] // CHUNK_ROWS)
     with closing(prefetch(read_rows(scene, seen, bands), ahead)) as stream:

@@ -19,7 +19,7 @@ class Estimate:
     overlap_factor: float
     """Pixels that pass through the network per pixel that is mapped."""
     memory_bytes: int
-    """For rows, strips and writers; the network's own is not in it."""
+    """For rows, windows, strips, writers and decoded blocks; the network's own is not in it."""
     disk_bytes: int
     """Of the rasters before compression, overviews included, and of what is kept to resume."""
     seconds: float
@@ -41,7 +41,7 @@ def estimate(mapper: Mapper, scene: Scene, wanted: Wanted) -> Estimate:
     return Estimate(
         windows=len(job),
         overlap_factor=len(job) * height * width / (area.height * area.width),
-        memory_bytes=engine_bytes(scene, job, bands, len(mapper.table), config.blend, wanted),
+        memory_bytes=engine_bytes(scene, job, bands, len(mapper.table), config.blend, wanted, mapper.batch),
         disk_bytes=frame.height * frame.width * planes * 4 // 3 + area.height * area.width * planes,
         seconds=_seconds(mapper, scene, job),
     )

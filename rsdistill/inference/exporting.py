@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from rsdistill.models.network import Network
 IR_VERSION = 9
 """The newest ONNX file version that onnxruntime 1.17 reads, which is what Deepness pins."""
 OPSET = 18
+MOST_OVERLAP = 50
+"""Per cent: with more, clients spend most of their time on what they throw away."""
 TOLERANCE = 1e-5
 ROUNDINGS = 4
 """Largest difference of a probability to torch's that an export may have, and the same in units of what torch itself rounds off."""
@@ -38,7 +41,7 @@ def write_onnx(served: Served, card: ModelCard, side: int, out: Path) -> float:
     import onnx
 
     graph = onnx_graph(served, card, (side, side))
-    tidy(graph, card, side)
+    tidy(graph, metadata(card, side, served.network.stride))
     onnx.checker.check_model(graph, full_check=True)
     with atomic(out) as part:
         part.write_bytes(graph.SerializeToString())
@@ -78,8 +81,8 @@ def write_archive(served: Served, card: ModelCard, side: int, out: Path) -> floa
             return _difference(served, card, side, lambda image: answer(again, image), out)
 
 
-def tidy(graph: Any, card: ModelCard, side: int) -> None:
-    """Give ``graph`` the file version that older runtimes read and the metadata of its clients; take out notes about our source code."""
+def tidy(graph: Any, properties: dict[str, str]) -> None:
+    """Give ``graph`` the file version that older runtimes read and these properties; take out notes about our source code."""
     import onnx
 
     graph.ir_version = IR_VERSION
@@ -88,17 +91,17 @@ def tidy(graph: Any, card: ModelCard, side: int) -> None:
     for holder in (graph, inner, *inner.node, *inner.input, *inner.output, *inner.value_info, *inner.initializer):
         del holder.metadata_props[:]
         holder.doc_string = ""
-    onnx.helper.set_model_props(graph, _metadata(card, side))
+    onnx.helper.set_model_props(graph, properties)
 
 
-def _metadata(card: ModelCard, side: int) -> dict[str, str]:
+def metadata(card: ModelCard, side: int, stride: int) -> dict[str, str]:
     """What clients read of the file: Deepness looks for ``tile_size``, GeoDeep and Deepness's documentation for ``tiles_size``."""
     values: dict[str, Any] = {
         "model_type": "Segmentor",
         "class_names": {str(index): name for index, name in enumerate(card.class_names)},
         "tile_size": side,
         "tiles_size": side,
-        "tiles_overlap": min(80, round(200 * (card.margin or 0) / side)),
+        "tiles_overlap": _overlap(card.margin or 0, side, stride),
         "standardization_mean": [0.0] * len(card.bands),
         "standardization_std": [1.0] * len(card.bands),
         "seg_thresh": 0,
@@ -107,6 +110,16 @@ def _metadata(card: ModelCard, side: int) -> dict[str, str]:
     if centimetres := _resolution(card):
         values["resolution"] = centimetres
     return {key: json.dumps(value) for key, value in values.items()} | {"rsdistill": card.model_dump_json()}
+
+
+def _overlap(margin: int, side: int, stride: int) -> int:
+    """Per cent of a tile that the next one sees again: the least that gives the margin and lets clients step by whole strides.
+
+    Deepness takes whole numbers only. Where none does both, the margin is what counts.
+    """
+    least = min(MOST_OVERLAP, ceil(200 * margin / side))
+    fits = (percent for percent in range(least, MOST_OVERLAP + 1) if floor(side * (percent / 100)) % stride == 0)
+    return next(fits, least)
 
 
 def _resolution(card: ModelCard) -> float | None:

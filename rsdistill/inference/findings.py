@@ -49,8 +49,9 @@ def write_findings(metrics: Path, page: Path, findings: Findings, runs: Sequence
     if len(shown) < len(findings.measured):
         notes = (*notes, f"{len(shown)} of {len(findings.measured)} scenes are shown; all are counted")
     log = findings.model.with_name(f"{findings.model.stem}.log.csv") if findings.model is not None else None
+    names = [one.subject.name for one in findings.measured]
     report = Report(
-        title=f"{findings.model.stem if findings.model is not None else 'Mask'} on {listed(findings.measured)}",
+        title=f"{findings.model.stem if findings.model is not None else 'Mask'} on {listed(names)}",
         figures=findings.figures,
         table=findings.table,
         pictures=tuple(_picture(findings, number, photos, nodata) for number in range(len(shown))),
@@ -70,10 +71,9 @@ def commands(runs: Sequence[Path]) -> tuple[tuple[str, str], ...]:
     return tuple((f"rsdistill {name} --config {run}", text) for name, (run, text) in zip(names, found, strict=True))
 
 
-def listed(measured: Sequence[Measured]) -> str:
-    """Return the names of the first scenes, and how many more there are."""
-    names = [one.subject.name for one in measured]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def listed(names: Sequence[object]) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _picture(findings: Findings, number: int, photos: bool, nodata: Sequence[float]) -> ScenePicture:

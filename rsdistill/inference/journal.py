@@ -3,22 +3,20 @@
 import json
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
 
-from rsdistill.errors import DiskError, InputError, LockError
+from rsdistill.errors import DiskError, InputError
+from rsdistill.geo.locking import locked
 from rsdistill.inference.blending import Strip
 from rsdistill.inference.scores import Floats
 from rsdistill.outputs.behind import Behind
-
-if sys.platform != "win32":  # which has no such lock: there, two runs on one output are the person's to avoid
-    import fcntl
 
 SHARE_STEPS = 254
 NO_SHARE = 255
@@ -32,8 +30,8 @@ _MARK = b"row\n"
 class Journal:
     """A file beside the result that holds every finished strip, each with its checksum; it goes when the map is done.
 
-    A context manager: it holds the file locked, keeps it when the run is interrupted or the machine fails, and removes it when the map
-    is finished or was refused.
+    A context manager: it holds the result's name locked, keeps the file when the run is interrupted or the machine fails, and removes it
+    when the map is finished or was refused.
     """
 
     def __init__(self, result: Path, mark: dict[str, Any], *, resume: bool) -> None:
@@ -45,7 +43,7 @@ class Journal:
             resume: use what an earlier run left.
         """
         self._result = result
-        self.path = result.with_name(f".{result.name}.journal")
+        self.path = journal_of(result)
         self.rows = 0
         """Rows that are kept: to begin with, those that an earlier run left."""
         self._mark, self._resume = json.dumps(mark, sort_keys=True, default=str).encode() + b"\n", resume
@@ -53,16 +51,20 @@ class Journal:
         self._behind = Behind()
 
     def __enter__(self) -> Self:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        except OSError as error:
-            raise DiskError(f"cannot write {self.path}: {error.strerror}", hint="check permission and the folder's name") from error
-        self._lock()
-        if not (self._resume and self._file.readline() == self._mark):
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.write(self._mark)
+        with ExitStack() as stack:
+            stack.enter_context(locked(self._result))
+            try:
+                self._file = stack.enter_context(_open(self.path))
+                if not (self._resume and self._file.readline() == self._mark):
+                    self._file.seek(0)
+                    self._file.truncate()
+                    self._file.write(self._mark)
+                    self._file.flush()
+            except OSError as error:
+                raise DiskError(
+                    f"cannot write {self.path}: {error.strerror}", hint="check space, permission and the folder's name"
+                ) from error
+            self._held = stack.pop_all()
         self._start = self._file.tell()
         for strip in self._records():
             self.rows = strip.row + strip.labels.shape[0]
@@ -72,7 +74,7 @@ class Journal:
         self._behind.close()
         if kind is None or issubclass(kind, InputError) or not self.rows:
             self.path.unlink(missing_ok=True)
-        self._file.close()
+        self._held.close()
 
     def kept(self, make: Callable[[int], Iterator[Strip]]) -> Iterator[Strip]:
         """Yield the strips at hand, then those that ``make(row)`` makes for the rows from ``row`` on, each kept before the next but one.
@@ -118,23 +120,27 @@ class Journal:
         self._file.seek(end)
         self._file.truncate()
 
-    def _lock(self) -> None:
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.fstat(self._file.fileno()).st_nlink > 0  # else a run that has just finished removed it before we had the lock
-        except OSError:
-            held = False
-        if not held:
-            self._file.close()
-            raise LockError(f"another run is writing {self._result}", hint="wait for it, or name another output")
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, made where it is missing; what does not fit on the disk is told where it is written, and not once more at the end."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    try:
+        yield file
+    finally:
+        with suppress(OSError):
+            file.close()
+
+
+def journal_of(result: Path) -> Path:
+    """Return where the journal of ``result`` stands while there is one."""
+    return result.with_name(f".{result.name}.journal")
 
 
 def earlier_mark(result: Path) -> dict[str, Any] | None:
     """Return the mark in the journal that an interrupted run left of ``result``; None where there is none."""
     try:
-        with Journal(result, {}, resume=False).path.open("rb") as file:
+        with journal_of(result).open("rb") as file:
             mark = json.loads(file.readline())
     except (OSError, ValueError):
         return None

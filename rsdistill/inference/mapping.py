@@ -1,7 +1,7 @@
 """Scenes through a model: what is checked before, which windows, which backend; strips come out."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -141,7 +141,7 @@ class Mapper:
         *,
         part: Window | None = None,
         canvases: Path | None = None,
-    ) -> Iterator[Strip]:
+    ) -> Generator[Strip, None, None]:
         """Map ``scene`` and yield strips that cover :meth:`frame`, or ``part``, from top to bottom, counted from its corner.
 
         Args:
@@ -237,7 +237,7 @@ class Mapper:
 
         def needed(side: int) -> int:
             job = self._job(scene, Windows(side, windows.margin))
-            own = engine_bytes(scene, job, self.bands(scene), len(self.table), self.config.blend, wanted)
+            own = engine_bytes(scene, job, self.bands(scene), len(self.table), self.config.blend, wanted, self.batch)
             return own + network_bytes(self.model, self.batch, job.plan.tile)
 
         windows = self.model.windows(self.config.tile, self.config.margin)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rsdistill.errors import ConfigError, MemoryLimitError
+from rsdistill.geo.caching import cache_for
 from rsdistill.geo.scenes import Scene
 from rsdistill.inference.blending import Blend, Wanted
 from rsdistill.inference.engine import Job
@@ -13,18 +14,22 @@ from rsdistill.inference.reading import CHUNK_ROWS
 
 WRITER_ROWS = 2 * 512
 """Rows that each raster's writer holds: those it collects and those it encodes."""
+COPIES = 4
+"""Of a batch of windows: those that are cut, stacked, on their way through the network, and waiting to be kept."""
 LEAST_TILE = 128
 """Side below which windows are not made for want of memory."""
 
 
-def engine_bytes(scene: Scene, job: Job, bands: Sequence[int], classes: int, blend: Blend, wanted: Wanted) -> int:
-    """Return the bytes of rows, strips and writers, without the network's."""
-    height, area = job.plan.tile[0], job.area
+def engine_bytes(scene: Scene, job: Job, bands: Sequence[int], classes: int, blend: Blend, wanted: Wanted, batch: int) -> int:
+    """Return the most bytes of rows, windows, strips, writers and decoded blocks, without the network's."""
+    (height, width), area = job.plan.tile, job.area
     pixel = len(bands) * np.dtype(scene.dtype).itemsize + 1
     planes = 1 + wanted.confidence + classes * wanted.probabilities
     rows = job.seen.width * pixel * (2 * height + 2 * CHUNK_ROWS)
-    strips = area.width * (2 * height * (1 + 4 * (planes - 1)) + WRITER_ROWS * planes)
-    return rows + strips + (0 if blend == "core" else area.width * height * (4 * classes + 1))
+    windows = COPIES * batch * height * width * (pixel + 1)
+    strips = area.width * (3 * height * (1 + 4 * (planes - 1)) + WRITER_ROWS * planes)
+    blocks = min(cache_for(scene), scene.grid.height * scene.grid.width * scene.count * np.dtype(scene.dtype).itemsize)
+    return rows + windows + strips + blocks + (0 if blend == "core" else area.width * height * (4 * classes + 1))
 
 
 def network_bytes(model: Model, batch: int, size: tuple[int, int]) -> int:

@@ -2,18 +2,20 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rsdistill.errors import MaskError
 from rsdistill.geo.interest import area_of_interest
-from rsdistill.inference.blending import Strip
-from rsdistill.inference.products import Look, Products, write_products
-from rsdistill.outputs.shards import EMPTY_SUFFIX, ShardCard, read_card, read_parts
+from rsdistill.inference.products import Look, Products, temporary_mask, write_drawn
+from rsdistill.outputs.geotiff import FloatRasterWriter, LabelRasterWriter
+from rsdistill.outputs.shards import EMPTY_SUFFIX, ShardCard, pieces_of, read_card, unreadable
 
 NAME = re.compile(r"(?P<stem>.+)\.(?P<index>\d+)-of-(?P<count>\d+)(?P<suffix>\.tif|\.empty)")
+AGAIN = "delete them and run their --shard again"
 NAMED = 8
 """Files that a message names before it says how many more there are."""
 
@@ -78,7 +80,7 @@ def gather(files: Sequence[Path]) -> Shards:
     _refuse_missing(shards, count)
     cards = {path: read_card(path) for path in shards.values()}
     if broken := [path for path, card in cards.items() if card is None]:
-        raise MaskError(f"no shards, or cut short: {_listed(broken)}", hint="delete them and run their --shard again")
+        raise MaskError(f"no shards, or cut short: {_listed(broken)}", hint=AGAIN)
     whole = tuple((path, card) for _, path in sorted(shards.items()) if (card := cards[path]))
     _refuse_foreign(whole)
     return Shards(whole)
@@ -91,9 +93,25 @@ def write_map(shards: Shards, products: Products, look: Look) -> list[int]:
         MaskError: a shard cannot be read.
         DiskError: a file cannot be written.
     """
-    card = shards.card
+    card, masks = shards.card, products.of_kind("raster")
     scene = Path(card.scene) if card.pictured and Path(card.scene).exists() else None
-    return write_products(_strips(shards), card.grid, card.table, products, look, scene=scene)
+    how: dict[str, Any] = {name: getattr(look, name) for name in ("compress", "creation_options", "tags", "overwrite")}
+    with ExitStack() as stack:
+        masks = masks or [temporary_mask(stack, products.outs)]
+        try:
+            for mask in masks:
+                LabelRasterWriter(mask, card.grid, card.table, **how).assemble(pieces_of(shards.files))
+            if products.confidence:
+                FloatRasterWriter(products.confidence, card.grid, **how).assemble(pieces_of(shards.files, 2))
+            if products.probabilities:
+                first = 3 if card.confidence else 2
+                FloatRasterWriter(products.probabilities, card.grid, card.table.names, **how).assemble(pieces_of(shards.files, first))
+        except Exception as error:
+            if broken := unreadable(shards.files):
+                raise MaskError(f"shards that cannot be read: {_listed(broken)}", hint=AGAIN) from error
+            raise
+        write_drawn(masks[0], card.table, products, look, scene)
+    return [sum(counts) for counts in zip(*(one.pixels for _, one in shards.files if one.window), strict=True)]
 
 
 def look_of(card: ShardCard, *, overwrite: bool, changed: Mapping[str, Any] | None = None) -> Look:
@@ -105,13 +123,6 @@ def look_of(card: ShardCard, *, overwrite: bool, changed: Mapping[str, Any] | No
     told = {**card.look, **(changed or {})}
     aoi = told.pop("aoi", None)
     return Look(**told, aoi=area_of_interest(Path(aoi), card.grid) if aoi else None, overwrite=overwrite)
-
-
-def _strips(shards: Shards) -> Iterator[Strip]:
-    card = shards.card
-    for part in read_parts(shards.files, card):
-        confidence = part.shares[0] if card.confidence else None
-        yield Strip(part.row, part.labels, confidence, part.shares[card.confidence :] if card.probabilities else None)
 
 
 def _refuse_missing(shards: Mapping[int, Path], count: int) -> None:
@@ -137,11 +148,11 @@ def _refuse_foreign(shards: Sequence[tuple[Path, ShardCard]]) -> None:
         differing = {key for mark in marks for key in mark.keys() | model.mark if mark.get(key) != model.mark.get(key)}
         what = ", ".join(sorted(differing)) or "place"
         names = _listed([path for path, _ in foreign])
-        raise MaskError(f"shards of another run ({what} differ from the others'): {names}", hint="delete them and run their --shard again")
+        raise MaskError(f"shards of another run ({what} differ from the others'): {names}", hint=AGAIN)
 
 
 def _key(card: ShardCard) -> str:
-    return card.model_copy(update={"index": 1, "window": None, "facts": {}, "look": {}, "scene": ""}).model_dump_json()
+    return card.model_dump_json(exclude={"index", "window", "pixels", "facts", "look", "scene"})
 
 
 def _listed(paths: Sequence[Path]) -> str:

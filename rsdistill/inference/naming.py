@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rsdistill.errors import ConfigError, OutputExistsError, nearest
 from rsdistill.geo.files import refuse_existing
+from rsdistill.inference.journal import journal_of
 from rsdistill.inference.products import Products
 from rsdistill.outputs import WRITERS
 
@@ -12,7 +13,13 @@ RASTERS = (".tif", ".tiff")
 
 
 def name_products(
-    scenes: Sequence[Path], out: Sequence[Path], confidence: Path | None, probabilities: Path | None, *, overwrite: bool
+    scenes: Sequence[Path],
+    out: Sequence[Path],
+    confidence: Path | None,
+    probabilities: Path | None,
+    *,
+    overwrite: bool,
+    resume: bool = False,
 ) -> dict[Path, Products]:
     """Return the files that each scene becomes.
 
@@ -22,6 +29,7 @@ def name_products(
         confidence: as ``out``, of the raster of confidence.
         probabilities: as ``out``, of the raster of probabilities.
         overwrite: whether results may be replaced.
+        resume: let results pass that a killed run may have just finished, since its journal still stands beside them.
 
     Raises:
         ConfigError: a suffix that no writer takes, or one name for two results.
@@ -39,7 +47,7 @@ def name_products(
     for products in named.values():
         for path in products.paths:
             _refuse_source(path, scenes)
-        refuse_existing(products.paths, overwrite)
+        refuse_existing(products.paths, overwrite or (resume and journal_of(products.paths[0]).exists()))
     return named
 
 

@@ -1,6 +1,6 @@
 """From finished strips to files: masks, confidence and probabilities while strips come, polygons and pictures from the finished mask."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,13 +79,13 @@ def write_products(
     """
     rasters = products.of_kind("raster")
     with ExitStack() as stack:
-        mask = rasters[0] if rasters else _temporary(stack, products.outs)
+        mask = rasters[0] if rasters else temporary_mask(stack, products.outs)
         counts = _write_rasters(strips, grid, table, rasters or [mask], products, look)
-        _write_drawn(mask, table, products, look, scene)
+        write_drawn(mask, table, products, look, scene)
     return counts
 
 
-def framed(strips: Iterable[Strip], area: Window, frame: Window, classes: int) -> Iterator[Strip]:
+def framed(strips: Iterable[Strip], area: Window, frame: Window, classes: int) -> Generator[Strip, None, None]:
     """Yield ``strips`` of ``area`` as strips of ``frame``, a window around it; what lies between has no data."""
     if area == frame:
         yield from strips
@@ -123,7 +123,7 @@ def _write_rasters(
         confidence = products.confidence and stack.enter_context(FloatRasterWriter(products.confidence, grid, **how))
         odds = products.probabilities and stack.enter_context(FloatRasterWriter(products.probabilities, grid, table.names, **how))
         for strip in strips:
-            counts += _count(strip.labels)
+            counts += count_values(strip.labels)
             for writer in labels:
                 writer.write(strip.row, strip.labels)
             if confidence and strip.confidence is not None:
@@ -133,12 +133,12 @@ def _write_rasters(
     return counts[: len(table)].tolist()
 
 
-def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+def count_values(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the (256,) count of each value, row by row: numpy makes eight bytes of each pixel that it counts at once."""
     return sum((np.bincount(row, minlength=256) for row in labels), np.zeros(256, np.int64))
 
 
-def _write_drawn(mask: Path, table: ClassTable, products: Products, look: Look, scene: Path | None) -> None:
+def write_drawn(mask: Path, table: ClassTable, products: Products, look: Look, scene: Path | None) -> None:
     """Write what is made from a finished mask."""
     for path in products.of_kind("polygons"):
         from rsdistill.outputs.polygons import write_polygons
@@ -151,7 +151,7 @@ def _write_drawn(mask: Path, table: ClassTable, products: Products, look: Look, 
         draw_quicklook(mask, path, table, scene=scene)
 
 
-def _temporary(stack: ExitStack, outs: Sequence[Path]) -> Path:
+def temporary_mask(stack: ExitStack, outs: Sequence[Path]) -> Path:
     """Return the name of a mask that nobody asked for, on the disk that takes the results; it goes when ``stack`` closes."""
     folder = outs[0].parent
     folder.mkdir(parents=True, exist_ok=True)

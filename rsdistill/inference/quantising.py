@@ -52,7 +52,7 @@ def quantise(graph: Path, out: Path, tile_set: TileSet, card: ModelCard, side: i
             weight_type=QuantType.QInt8,
         )
         made = onnx.load(part)
-        tidy(made, card, side)
+        tidy(made, {one.key: one.value for one in onnx.load(graph).metadata_props})
         part.write_bytes(made.SerializeToString())
 
 

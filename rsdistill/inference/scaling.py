@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -20,9 +20,9 @@ from rsdistill.inference.journal import Journal, earlier_mark
 from rsdistill.inference.mapping import Mapper
 from rsdistill.inference.merging import find_shards, gather, look_of, write_map
 from rsdistill.inference.products import Products
-from rsdistill.inference.settings import ScaleConfig
+from rsdistill.inference.settings import PoolConfig, ScaleConfig
 from rsdistill.inference.sharding import Layout, absolute, canvas_folder, lay_out, make_shard, shard_of, shard_path
-from rsdistill.inference.workers import GivenPool, Job, Pool, Run
+from rsdistill.inference.workers import GivenPool, Job, Pool, Run, on_workers
 from rsdistill.reporting import Table, Task
 
 SHARDS_A_WORKER = 4
@@ -119,6 +119,11 @@ class Scaling:
         with self._holds, self._mapper.progress.task("map, % of all scenes", 100) as self._task:
             run.finish(job for path, products in named.items() for job in self._jobs(path, products))
         self.retries = run.retries
+
+    @property
+    def kept(self) -> int:
+        """Finished shards of scenes that could not be put together."""
+        return sum(underway.done for underway in self._underway.values())
 
     def _jobs(self, path: Path, products: Products) -> Iterator[Job]:
         """Cut a scene and yield the task of each shard."""
@@ -232,8 +237,8 @@ def summary(scaling: Scaling) -> Table:
     return Table(f"shards{again}", ("scene", "shards", "Mpx/s", "slowest", "merge"), rows)
 
 
-def pool_for(config: ScaleConfig, executor: Executor | None) -> AbstractContextManager[Pool]:
-    """Return where the shards are to be made.
+def pool_for(config: PoolConfig, executor: Executor | None, device: str = "cpu") -> AbstractContextManager[Pool]:
+    """Return where the parts of the work are to be done, on ``device``.
 
     Raises:
         ConfigError: a scheduler is named twice.
@@ -247,7 +252,23 @@ def pool_for(config: ScaleConfig, executor: Executor | None) -> AbstractContextM
         return DaskPool(scheduler=config.scheduler, scheduler_file=config.scheduler_file, workers=config.workers)
     from rsdistill.inference.processes import ProcessPool, accelerators
 
-    return ProcessPool(config.workers, accelerators(config.device))
+    return ProcessPool(config.workers, accelerators(device))
+
+
+@contextmanager
+def each_for(config: PoolConfig, executor: Executor | None) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yield how scenes are worked on one by one: by workers where they are asked for, else in this process.
+
+    Raises:
+        ConfigError, MissingExtraError: as :func:`pool_for`.
+    """
+    if not config.scaled and executor is None:
+        from rsdistill.data.per_scene import one_by_one  # it brings torch, which an exported model does without
+
+        yield one_by_one
+        return
+    with pool_for(config, executor) as pool:
+        yield on_workers(pool, config.retries)
 
 
 def threads_a_worker(config: ScaleConfig) -> int | None:

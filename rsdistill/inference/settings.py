@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rsdistill.config import RunConfig
+from rsdistill.config import Device, RunConfig
 
 Engine = Literal["torch", "onnx", "openvino"]
 Precision = Literal["float32", "bf16", "fp16"]
@@ -29,7 +29,7 @@ class MapConfig(RunConfig):
         "core", description="Each pixel from the one window that owns it, or averaged over all that see it with these weights."
     )
     tta: Literal["none", "d4"] = Field("none", description="Average over turned and mirrored windows: d4 takes eight times as long.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
     backend: Engine | Literal["auto"] | None = Field(
         None,
         description="What runs the network (default torch; for an exported model onnx): auto tries all on four windows of the first scene "
@@ -58,16 +58,14 @@ class MapConfig(RunConfig):
         return self
 
 
-class ScaleConfig(MapConfig):
-    """Options of mapping on many processes and machines."""
+class PoolConfig(RunConfig):
+    """Options of every command that shares its work out among processes and machines."""
 
-    workers: int = Field(1, ge=1, description="Processes that map shards of the scenes at the same time.")
+    workers: int = Field(1, ge=1, description="Processes that work on parts of the scenes at the same time.")
     engine: Literal["processes", "dask"] = Field("processes", description="What runs the workers: processes of this machine, or Dask.")
     scheduler: str | None = Field(None, description="Address of a Dask scheduler (default: a cluster of --workers on this machine).")
     scheduler_file: Path | None = Field(None, description="JSON file that a Dask scheduler wrote, in place of its address.")
-    shard_size: int = Field(4096, ge=1, description="Side in pixels, about, of the shards that workers take.")
-    retries: int = Field(2, ge=0, description="Further attempts that a shard gets when it fails for another reason than its input.")
-    shard: str | None = Field(None, description="Map this shard of each scene only: 3/8, or auto/8 in an array job; see rsdistill merge.")
+    retries: int = Field(2, ge=0, description="Further attempts that a part gets when it fails for another reason than its input.")
 
     @property
     def scaled(self) -> bool:
@@ -75,11 +73,22 @@ class ScaleConfig(MapConfig):
         return self.workers > 1 or self.engine != "processes"
 
     @model_validator(mode="after")
+    def _scheduler_of_dask(self) -> Self:
+        if (self.scheduler or self.scheduler_file) and self.engine != "dask":
+            raise ValueError("a scheduler needs --engine dask")
+        return self
+
+
+class ScaleConfig(PoolConfig, MapConfig):
+    """Options of mapping on many processes and machines."""
+
+    shard_size: int = Field(4096, ge=1, description="Side in pixels, about, of the shards that workers take.")
+    shard: str | None = Field(None, description="Map this shard of each scene only: 3/8, or auto/8 in an array job; see rsdistill merge.")
+
+    @model_validator(mode="after")
     def _one_way(self) -> Self:
         if self.shard is not None and self.scaled:
             raise ValueError("--shard maps one shard in this process; leave --workers and --engine out")
         if self.shard is not None and self.backend == "auto":
             raise ValueError("--shard with --backend auto: each task would choose for itself; name what --dry-run chooses")
-        if (self.scheduler or self.scheduler_file) and self.engine != "dask":
-            raise ValueError("a scheduler needs --engine dask")
         return self

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rsdistill.errors import SceneError
 from rsdistill.geo.caching import bounded_cache, cache_for
+from rsdistill.geo.interest import Interest
 from rsdistill.geo.occupancy import Occupancy
 from rsdistill.geo.scenes import Scene
 from rsdistill.geo.sources import is_remote
@@ -20,6 +24,7 @@ from rsdistill.inference.cutting import cut
 from rsdistill.inference.engine import Stats
 from rsdistill.inference.journal import Journal
 from rsdistill.inference.mapping import Mapper
+from rsdistill.inference.products import count_values
 from rsdistill.inference.scores import Floats
 from rsdistill.inference.settings import MapConfig
 from rsdistill.outputs.shards import EMPTY_SUFFIX, ShardCard, ShardWriter, grid_card, read_card, write_empty
@@ -70,7 +75,6 @@ def lay_out(mapper: Mapper, scene: Scene, wanted: Wanted, count: int, look: Mapp
         ConfigError: an option does not fit the model or the scene.
     """
     config, interest, frame = mapper.config, mapper.interest(scene), mapper.frame(scene)
-    occupancy = Occupancy(scene)
     windows, batch = mapper.model.windows(config.tile, config.margin), mapper.batch
     grid = plan(scene.grid.height, scene.grid.width, windows.tile, windows.margin, mapper.model.stride)
     rectangles = cut(
@@ -79,7 +83,7 @@ def lay_out(mapper: Mapper, scene: Scene, wanted: Wanted, count: int, look: Mapp
         config.blend,
         batch=batch,
         count=count,
-        holds_data=lambda cell: occupancy(cell) and (interest is None or interest.meets(cell)),
+        holds_data=partial(_holds_data, Occupancy(scene), interest),
     )
     layout = {"tile": windows.tile, "margin": windows.margin, "batch": batch, "rectangles": _digest(rectangles)}
     card = {
@@ -96,6 +100,14 @@ def lay_out(mapper: Mapper, scene: Scene, wanted: Wanted, count: int, look: Mapp
         "look": _plain(dict(look)),
     }
     return Layout(tuple(rectangles), card)
+
+
+def _holds_data(occupancy: Occupancy, interest: Interest | None, rows: Sequence[int], cols: Sequence[int]) -> NDArray[np.bool_]:
+    found = occupancy(rows, cols)
+    if interest is not None:
+        for row, col in np.argwhere(found):
+            found[row, col] = interest.meets(Window(rows[row], cols[col], rows[row + 1] - rows[row], cols[col + 1] - cols[col]))
+    return found
 
 
 def shard_of(layout: Layout, mapper: Mapper, index: int, path: Path, canvases: Path | None = None) -> Shard:
@@ -136,10 +148,12 @@ def make_shard(shard: Shard, mapper: Mapper | None = None) -> ShardCard:
         _refuse_changed(shard, mapper.mark(scene, wanted))
         mark = {**shard.card.mark, "window": tuple(window)}
         with Journal(shard.path, mark, resume=True) as journal, ShardWriter(shard.path, shard.card) as writer:
+            counts = np.zeros(256, np.int64)
             for strip in mapper.strips(scene, wanted, stats, journal, part=window, canvases=shard.canvases):
                 writer.write(strip.row, strip.labels, _shares(strip))
-            facts = vars(stats) | {"seconds": perf_counter() - start}
-            writer.card = shard.card.model_copy(update={"facts": facts})
+                counts += count_values(strip.labels)
+            told = {"pixels": tuple(counts[: len(mapper.table)].tolist()), "facts": vars(stats) | {"seconds": perf_counter() - start}}
+            writer.card = shard.card.model_copy(update=told)
     return writer.card
 
 

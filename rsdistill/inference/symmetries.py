@@ -45,7 +45,7 @@ def symmetries() -> Iterator[Turn]:
 def turned(values: NDArray[Any], quarters: int, mirrored: bool) -> NDArray[Any]:
     """Return (…, h, w) values mirrored left to right, then turned by quarters against the clock."""
     values = values[..., ::-1] if mirrored else values
-    return np.ascontiguousarray(np.rot90(values, quarters, axes=(-2, -1)))
+    return np.rot90(values, quarters, axes=(-2, -1)).copy()  # a side of one pixel would keep its backward stride otherwise
 
 
 def turned_back(values: Floats, quarters: int, mirrored: bool) -> Floats:

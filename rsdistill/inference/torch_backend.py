@@ -16,6 +16,7 @@ from rsdistill.geo.windows import Window
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.canvas import SceneCanvas
 from rsdistill.inference.canvas_store import CanvasStore
+from rsdistill.inference.exhaustion import ran_out
 from rsdistill.inference.lanes import lanes
 from rsdistill.inference.reading import Source
 from rsdistill.inference.scores import Floats
@@ -145,8 +146,8 @@ class TorchBackend(Backend):
             return [part for piece in pieces for part in self._parts(images[piece], valid[piece], windows[piece])]
         try:
             return [self._logits(images, valid, windows)]
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
                 raise
             if count == 1:
                 sides = " x ".join(map(str, images.shape[-2:]))
@@ -211,7 +212,3 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DeviceError(f"device '{name}' is not there: {str(error).splitlines()[0]}", hint="use --device cpu, or auto") from None
     return device
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)

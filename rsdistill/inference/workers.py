@@ -1,12 +1,22 @@
 """Many tasks on any executor: tried again where they fail, without one that always fails taking others with it."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from rsdistill.errors import InputError
+from rsdistill.reporting import SILENT, Task
+
+
+class Work(Protocol):
+    """A part of something larger; it pickles."""
+
+    @property
+    def chunks(self) -> int:
+        """How much progress it is."""
 
 
 class Job(NamedTuple):
@@ -143,6 +153,36 @@ class Run:
     def _cancel(self) -> None:
         for future in self._running:
             future.cancel()
+
+
+def on_workers(pool: Pool, retries: int) -> Callable[..., Iterator[Any]]:
+    """Return what has a call make something of each work, in ``pool``, and yields that in the order of the works.
+
+    A work has ``chunks``: how much its task moves on when it is done. The error of the first work that is given up is raised.
+    """
+
+    def each(call: Callable[[Work, Task], Any], works: Sequence[Work], task: Task) -> Iterator[Any]:
+        made: dict[int, Any] = {}
+
+        def done(job: Job, result: Any) -> Iterable[Job]:
+            number, work = job.argument
+            made[number] = result
+            task.advance(work.chunks)
+            return ()
+
+        def failed(_: Job, error: BaseException) -> None:
+            raise error
+
+        jobs = (Job(f"part {number}", partial(_silently, call), (number, work)) for number, work in enumerate(works))
+        Run(pool, retries, done, failed).finish(jobs)
+        return (made[number] for number in range(len(works)))
+
+    return each
+
+
+def _silently(call: Callable[[Work, Task], Any], numbered: tuple[int, Work]) -> Any:
+    with SILENT.task("") as task:
+        return call(numbered[1], task)
 
 
 def _error(future: "Future[Any]") -> BaseException | None:

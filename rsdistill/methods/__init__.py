@@ -74,6 +74,15 @@ def check_names(spec: str) -> None:
             raise ConfigError(f"unknown method '{name}'{nearest(name, METHODS)}", hint=hint)
 
 
+def asks_teachers(spec: str) -> bool:
+    """Return whether the method that ``spec`` names learns from a teacher; only somebody else's class has to be imported for that.
+
+    Raises:
+        ConfigError: as :func:`load_method`.
+    """
+    return any(_find(part)[1].teachers > 0 if ":" in part else part != "ce" for part in map(str.strip, spec.split("+")))
+
+
 def options_of(method: "type[Method]") -> dict[str, Any]:
     """Return the options of a method's class and their defaults."""
     parameters = inspect.signature(method).parameters.values()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ARCHITECTURES: dict[str, str] = {
     # teachers
     "ginet": "rsdistill.models.ginet:GINet",  # local branch guided by the whole scene made small
-    "local": "rsdistill.models.ginet:Local",  # the same local branch alone: what GINet is to be compared with
+    "local": "rsdistill.models.local:Local",  # the same local branch alone: what GINet is to be compared with
     "pspnet": "rsdistill.models.pspnet:PSPNet",  # dilated ResNet, output stride 8, pyramid pooling
     "deeplabv3plus": "rsdistill.models.baselines:DeepLabV3Plus",
     "fpn": "rsdistill.models.baselines:FPN",

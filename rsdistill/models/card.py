@@ -84,8 +84,11 @@ class ModelCard(BaseModel):
     method: str | None = None
     teachers: tuple[str, ...] = ()
     """Digest of each teacher's file."""
+    data: str | None = None
+    """Digest of the tile set's card, which holds the digest of every scene."""
     seed: int | None = None
     versions: dict[str, str] = {}
+    """Of this package and those that decide what it computes; ``commit`` where it was installed from a repository."""
 
     @model_validator(mode="after")
     def _one_number_a_band(self) -> Self:

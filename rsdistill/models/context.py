@@ -9,13 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rsdistill.models.backbones import Encoder
+from rsdistill.models.backbones import STRIDES, Encoder
 from rsdistill.models.ggn import Guide
 from rsdistill.models.pyramid import Laterals, conv_block, raised, top_down
 from rsdistill.models.registration import rise
 
 _WIDE = 5
 """Side in cells of the window of the coarsest map that guides see averaged: fixed, so that a canvas made in windows stays the same."""
+
+_FINEST = STRIDES[0]
+"""Stride of the mask."""
+_HALF = 65504.0
+"""Largest number of half precision."""
 
 _MIN_CELLS = 2
 """Least side of the coarsest map: a single cell has no batch statistics."""
@@ -33,6 +38,33 @@ class Canvas(NamedTuple):
     size: tuple[int, int]
     """Height and width of the context images in pixels."""
 
+    def part(self, rows: slice, cols: slice, strides: Sequence[int], *, half: bool = False) -> "Canvas":
+        """Return a copy of the context pixels in ``rows`` and ``cols``, without logits, which no tile reads.
+
+        Args:
+            rows: begins on a cell of the coarsest map, and ends on one or with the canvas.
+            cols: likewise.
+            strides: of each map of :attr:`guidance`; of vectors they do not matter.
+            half: keep maps of single precision in half precision.
+        """
+
+        def cut(maps: Tensor, stride: int) -> Tensor:
+            part = maps if maps.shape[-2:] == (1, 1) else maps[..., _cells(rows, stride), _cells(cols, stride)]
+            narrow = half and part.dtype == torch.float32
+            return part.clamp(-_HALF, _HALF).half() if narrow else part.clone()
+
+        guidance = tuple(cut(maps, stride) for maps, stride in zip(self.guidance, strides, strict=True))
+        mask = cut(self.mask, _FINEST)
+        return Canvas(guidance, mask, self.logits[:, :0, :0, :0], (rows.stop - rows.start, cols.stop - cols.start))
+
+    def to(self, device: torch.device) -> "Canvas":
+        """Return the canvas on ``device``."""
+        return Canvas(tuple(maps.to(device) for maps in self.guidance), self.mask.to(device), self.logits.to(device), self.size)
+
+
+def _cells(pixels: slice, stride: int) -> slice:
+    return slice(pixels.start // stride, -(-pixels.stop // stride))
+
 
 class GlobalBranch(nn.Module):
     """Laterals, top-down path, guides and mask head of the context, and its encoder unless that is shared with the tiles."""
@@ -48,7 +80,7 @@ class GlobalBranch(nn.Module):
         self.mask = conv_block(dim, dim, norm)
         self.classifier = nn.Conv2d(dim, classes, 1)
 
-    def forward(self, encoder: Encoder, image: Tensor, valid: Tensor, *, pooled: bool, frozen: bool) -> Canvas:
+    def forward(self, encoder: Encoder, image: Tensor, valid: Tensor, *, pooled: bool, frozen: bool, far: Tensor | None = None) -> Canvas:
         """Return the canvas of context images.
 
         Args:
@@ -57,12 +89,16 @@ class GlobalBranch(nn.Module):
             valid: (M, h, w) bool.
             pooled: average the guidance over the valid context.
             frozen: the encoder normalises with its running statistics and leaves them alone.
+            far: (M, D, …) what lies beyond the context, added to its coarsest map.
         """
         size = (image.shape[-2], image.shape[-1])
-        image, valid = _padded(image * valid[:, None], valid, encoder.strides[-1])
+        image, valid = to_stride(image * valid[:, None], valid, encoder.strides[-1])
         with running_statistics(encoder) if frozen else nullcontext():
             stages = encoder(image)
-        pyramid = top_down(self.laterals(stages), encoder.strides, encoder.offsets)
+        laterals = self.laterals(stages)
+        if far is not None:
+            laterals[-1] = laterals[-1] + far
+        pyramid = top_down(laterals, encoder.strides, encoder.offsets)
         wide = F.avg_pool2d(pyramid[-1], _WIDE, stride=1, padding=_WIDE // 2, count_include_pad=False)
         guidance = []
         for level, guide in zip(self.guided, self.guides, strict=True):
@@ -94,9 +130,14 @@ def running_statistics(encoder: nn.Module) -> Iterator[None]:
             norm.training = True
 
 
-def _padded(image: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    height, width = image.shape[-2:]
-    down, right = (max(_MIN_CELLS * stride, -(-side // stride) * stride) - side for side in (height, width))
+def padded_side(side: int, stride: int) -> int:
+    """Return the side that an encoder of ``stride`` sees of an image of ``side`` pixels."""
+    return max(_MIN_CELLS * stride, -(-side // stride) * stride)
+
+
+def to_stride(image: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Return images (M, C, h, w) with their edges repeated up to :func:`padded_side`, and their validity (M, h, w), False there."""
+    down, right = (padded_side(side, stride) - side for side in image.shape[-2:])
     if not (down or right):
         return image, valid
     return F.pad(image, (0, right, 0, down), mode="replicate"), F.pad(valid, (0, right, 0, down))

@@ -8,7 +8,6 @@ Information flows from global to local only. The global branch is therefore run 
 tile cuts what it needs out of its maps (:meth:`GINet.decode`).
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,33 +16,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rsdistill.batches import Context, Segmentation
-from rsdistill.config import Config
 from rsdistill.models.backbones import STRIDES, Encoder
 from rsdistill.models.context import Canvas, GlobalBranch, full_size_logits
-from rsdistill.models.ggn import GlobalGuidedNorm, PlainNorm
+from rsdistill.models.local import LocalArgs, LocalBranch
 from rsdistill.models.network import Network
-from rsdistill.models.pyramid import Laterals, conv_block, top_down
+from rsdistill.models.pyramid import conv_block
 from rsdistill.models.registration import crop
+from rsdistill.models.thumbnail import Surroundings, Thumbnail
 
 Stride = Literal[4, 8, 16, 32]
-
-
-class LocalArgs(Config):
-    """Options of ``local``."""
-
-    encoder: str = Field("mobilenetv2_100", description="Encoder of each branch: a convolutional network of timm.")
-    dim: int = Field(64, ge=4, le=1024, description="Channels D of pyramids and features; 128 for a serious teacher.")
-    norm: Literal["bn", "ln"] = Field(
-        "bn", description="Norm outside the encoder: BatchNorm, or LayerNorm over each pixel's channels; others make seams between tiles."
-    )
-    dropout: float = Field(0.1, ge=0, lt=1, description="Share of features dropped before the classifier.")
 
 
 class GINetArgs(LocalArgs):
     """Options of ``ginet``."""
 
     ggn: Literal["spatial", "vector", "none"] = Field(
-        "spatial", description="Guidance by a map of the scene, by its mean (one vector a context), or none."
+        "spatial", description="Guidance by a map of the context, by its mean (one vector a window of the context), or none."
     )
     ggn_strides: tuple[Stride, ...] = Field((4, 8, 16, 32), description="Strides of the local maps that are guided.")
     fusion: bool = Field(True, description="Whether the head also reads the global mask feature at the tile's place.")
@@ -52,6 +40,12 @@ class GINetArgs(LocalArgs):
     )
     hidden: int = Field(64, ge=4, le=1024, description="Channels between the two convolutions that make the guidance.")
     context_ratio: int = Field(8, ge=1, le=256, description="Scene pixels per context pixel; part of what was learned.")
+    thumbnail_from: int = Field(
+        0,
+        ge=0,
+        description="Scenes with a longer side than this are also seen whole, at 1/64 of their size; 16000 is a good value, 0: none.",
+    )
+    thumbnail_drop: float = Field(0.5, ge=0, le=1, description="Share of contexts that are trained without their scene's thumbnail.")
 
 
 class GINetLiteArgs(GINetArgs):
@@ -90,59 +84,6 @@ def _place(image: Tensor, canvas: Canvas, box: Tensor, index: Tensor) -> _Place:
     return _Place(pixels, (pixels[:, 2:] - pixels[:, :2]) / torch.tensor(image.shape[-2:]), index.cpu())
 
 
-class LocalBranch(nn.Module):
-    """Encoder, laterals, norms (guided where they are to be) and top-down path of a tile."""
-
-    def __init__(self, args: LocalArgs, bands: int, classes: int, guided: Sequence[int] = ()) -> None:
-        super().__init__()
-        self.encoder = Encoder(args.encoder, bands)
-        self.guided = tuple(stride in guided for stride in STRIDES)
-        self.laterals = Laterals(self.encoder.channels, args.dim)
-        self.norms = nn.ModuleList((GlobalGuidedNorm if guide else PlainNorm)(args.dim, args.norm) for guide in self.guided)
-        self.aux = nn.Sequential(conv_block(args.dim, args.dim, args.norm), nn.Conv2d(args.dim, classes, 1))
-
-    def forward(self, stages: Sequence[Tensor], guidance: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        """Return the local map (N, D, H/4, W/4) and logits (N, K, H/16, W/16) that have not seen the context.
-
-        Args:
-            stages: the encoder's maps.
-            guidance: one (N, 2D, …) for each guided stride, finest first.
-        """
-        laterals = self.laterals(stages)
-        given = iter(guidance)
-        normed = [
-            norm(lateral, next(given)) if guided else norm(lateral)
-            for norm, lateral, guided in zip(self.norms, laterals, self.guided, strict=True)
-        ]
-        return top_down(normed, self.encoder.strides, self.encoder.offsets)[0], self.aux(laterals[2])
-
-
-class Local(Network):
-    """GINet's local branch alone, of the same size: what the global branch is to be measured against."""
-
-    Args = LocalArgs
-    args: LocalArgs
-
-    def __init__(self, args: LocalArgs, bands: int, classes: int) -> None:
-        super().__init__(args)
-        self.local = LocalBranch(args, bands, classes)
-        self.head = conv_block(args.dim, args.dim, args.norm)
-        self.dropout = nn.Dropout(args.dropout)
-        self.classifier = nn.Conv2d(args.dim, classes, 1)
-
-    @property
-    def encoders(self) -> tuple[nn.Module, ...]:
-        """The tile's encoder."""
-        return (self.local.encoder,)
-
-    def forward(self, image: Tensor, context: Context | None = None) -> Segmentation:
-        """Return logits (B, K, H/4, W/4), features (B, D, H/4, W/4), the encoder's maps and auxiliary logits (B, K, H/16, W/16)."""
-        stages = self.local.encoder(image)
-        local, aux = self.local(stages)
-        features = self.head(local)
-        return Segmentation(self.classifier(self.dropout(features)), features, stages, aux)
-
-
 class GINet(Network):
     """Two branches, the local one guided by the global one.
 
@@ -160,15 +101,29 @@ class GINet(Network):
         self.guided_levels = tuple(STRIDES.index(stride) for stride in guided)
         self.local = LocalBranch(args, bands, classes, guided)
         own = None if args.shared_encoder else Encoder(args.encoder, bands)
-        self.context = GlobalBranch(own, self.local.encoder.channels, args.dim, args.hidden, args.norm, classes, self.guided_levels)
+        channels = self.local.encoder.channels
+        self.context = GlobalBranch(own, channels, args.dim, args.hidden, args.norm, classes, self.guided_levels)
+        far = None if args.shared_encoder or not args.thumbnail_from else Encoder(args.encoder, bands)
+        self.thumbnail = Thumbnail(far, channels, args.dim) if args.thumbnail_from else None
         self.head = conv_block(2 * args.dim if args.fusion else args.dim, args.dim, args.norm)
         self.dropout = nn.Dropout(args.dropout)
         self.classifier = nn.Conv2d(args.dim, classes, 1)
 
     @property
     def encoders(self) -> tuple[nn.Module, ...]:
-        """The tile's encoder and, unless it is shared, the context's."""
-        return (self.local.encoder,) if self.args.shared_encoder else (self.local.encoder, self._context_encoder)
+        """The tile's encoder and, unless it is shared, those of the context and of the thumbnail."""
+        others = (self.context.encoder, self.thumbnail.encoder if self.thumbnail else None)
+        return (self.local.encoder, *(encoder for encoder in others if encoder is not None))
+
+    @property
+    def context_ratio(self) -> int:
+        """As the base class."""
+        return self.args.context_ratio
+
+    @property
+    def thumbnail_from(self) -> int:
+        """As the base class."""
+        return self.args.thumbnail_from
 
     @property
     def _context_encoder(self) -> Encoder:
@@ -182,20 +137,49 @@ class GINet(Network):
         """
         return self.decode(image, *self._canvas_of(context))
 
-    def encode_context(self, image: Tensor, valid: Tensor) -> Canvas:
+    def encode_context(self, image: Tensor, valid: Tensor, around: Surroundings | None = None) -> Canvas:
         """Run the global branch.
 
         Args:
             image: (M, C, h, w) context images of any size, normalised.
             valid: (M, h, w) bool.
+            around: from :meth:`surroundings`, where there is a thumbnail to see.
 
         Returns:
             Maps from which :meth:`decode` cuts what a tile needs.
         """
-        shared = self.context.encoder is None
-        # The tiles' statistics are the encoder's own where it is shared; statistics of a few contexts would spoil pretrained ones.
-        frozen = self.training and (shared or (self.pretrained and len(image) < 4))
-        return self.context(self._context_encoder, image, valid, pooled=self.args.ggn == "vector", frozen=frozen)
+        far = None
+        if around is not None and self.thumbnail is not None:
+            size = (image.shape[-2], image.shape[-1])
+            far = self.thumbnail.seen_from(around, size, self.thumbnail.encoder or self.local.encoder, self._context_encoder)
+        frozen = self._frozen(self.context.encoder, image)
+        return self.context(self._context_encoder, image, valid, pooled=self.args.ggn == "vector", frozen=frozen, far=far)
+
+    def surroundings(self, wider: Context) -> Surroundings | None:
+        """Look at thumbnails; one without a valid pixel is not shown, and in training others are left out at random.
+
+        Args:
+            wider: thumbnails of whole scenes, and where context images lie in them.
+
+        Returns:
+            What :meth:`encode_context` takes; None from a network without a second level.
+        """
+        if self.thumbnail is None:
+            return None
+        frozen = self._frozen(self.thumbnail.encoder, wider.image)
+        features = self.thumbnail(self.thumbnail.encoder or self.local.encoder, wider.image, wider.valid, frozen=frozen)
+        shown = wider.valid.flatten(1).any(1)[wider.index].cpu()
+        if self.training:
+            shown &= torch.rand(len(shown)) >= self.args.thumbnail_drop
+        return Surroundings(features, (wider.image.shape[-2], wider.image.shape[-1]), wider.box, wider.index, shown)
+
+    def _frozen(self, encoder: Encoder | None, image: Tensor) -> bool:
+        """The tiles' statistics are the encoder's own where it is shared; statistics of a few images would spoil pretrained ones."""
+        return self.training and (encoder is None or (self.pretrained and len(image) < 4))
+
+    def canvas_part(self, canvas: Canvas, rows: slice, cols: slice, *, half: bool = False) -> Canvas:
+        """Return a copy of the part of ``canvas`` in these context pixels, see :meth:`Canvas.part`."""
+        return canvas.part(rows, cols, [STRIDES[level] for level in self.guided_levels], half=half)
 
     def decode(self, image: Tensor, canvas: Canvas, box: Tensor, index: Tensor) -> Segmentation:
         """Segment tiles.
@@ -231,7 +215,8 @@ class GINet(Network):
     def _canvas_of(self, context: Context | None) -> tuple[Canvas, Tensor, Tensor]:
         if context is None:
             raise ValueError(f"{type(self).__name__} needs the scene's context")
-        return self.encode_context(context.image, context.valid), context.box, context.index
+        around = None if context.wider is None else self.surroundings(context.wider)
+        return self.encode_context(context.image, context.valid, around), context.box, context.index
 
     def _decode(self, image: Tensor, canvas: Canvas, box: Tensor, index: Tensor) -> tuple[Segmentation, Tensor]:
         stages = self.local.encoder(image)

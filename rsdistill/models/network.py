@@ -34,6 +34,16 @@ class Network(nn.Module, ABC):
         """The parts that take pretrained weights; empty where there are none."""
         return ()
 
+    @property
+    def context_ratio(self) -> int | None:
+        """Scene pixels along the side of a pixel of the context that it reads; None where it reads none."""
+        return None
+
+    @property
+    def thumbnail_from(self) -> int:
+        """Longest side in pixels of scenes whose context comes without a thumbnail of the whole; 0 where none has one."""
+        return 0
+
     def refuse_one_tile(self, image: Tensor) -> None:
         """Check that a network that pools tiles to one cell has batch statistics to normalise it by.
 

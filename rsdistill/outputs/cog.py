@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -19,7 +19,8 @@ from rasterio.windows import Window as RasterWindow
 
 from rsdistill.errors import ConfigError, DiskError
 from rsdistill.geo.classes import ClassTable
-from rsdistill.geo.windows import Grid
+from rsdistill.geo.libtiff import quieten
+from rsdistill.geo.windows import Grid, Window
 
 Compression = Literal["deflate", "zstd", "lzw", "lzma", "none"]
 """Lossless compressions; a lossy one would invent classes."""
@@ -66,6 +67,7 @@ def writing(path: Path) -> Iterator[None]:
 @contextmanager
 def failing(path: Path) -> Iterator[None]:
     """As :func:`writing`, in threads: Python's filters of warnings belong to the process."""
+    quieten()
     try:
         yield
     except (OSError, CPLE_BaseError) as error:
@@ -88,12 +90,28 @@ def check_options(options: Mapping[str, str]) -> dict[str, str]:
     return checked
 
 
-def virtual_raster(
-    source: Path, grid: Grid, dtype: str, nodata: int | None, bands: Sequence[str], *, tags: Mapping[str, str], decorate: Decorate
-) -> str:
-    """Return the XML of a virtual raster over ``source`` with this grid, nodata, band names and tags.
+class Piece(NamedTuple):
+    """A raster that a virtual one shows."""
 
-    ``decorate`` adds what a band carries beyond that; ``dtype`` is uint8 or uint16.
+    path: Path
+    window: Window | None = None
+    """Where it lies in the virtual raster; its size is the raster's own. None: it covers all."""
+    first_band: int = 1
+
+
+def virtual_raster(
+    pieces: Sequence[Piece],
+    grid: Grid,
+    dtype: str,
+    nodata: int | None,
+    bands: Sequence[str],
+    *,
+    tags: Mapping[str, str],
+    decorate: Decorate,
+) -> str:
+    """Return the XML of a virtual raster over ``pieces`` with this grid, nodata, band names and tags.
+
+    What no piece covers is nodata; ``decorate`` adds what a band carries beyond that; ``dtype`` is uint8 or uint16.
     """
     root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
     if grid.crs is not None:
@@ -110,10 +128,23 @@ def virtual_raster(
         if nodata is not None:
             ET.SubElement(band, "NoDataValue").text = str(nodata)
         decorate(band)
-        simple = ET.SubElement(band, "SimpleSource")
-        ET.SubElement(simple, "SourceFilename", relativeToVRT="0").text = str(source.absolute())
-        ET.SubElement(simple, "SourceBand").text = str(number)
+        for piece in pieces:
+            _show(band, piece, number, dtype)
     return ET.tostring(root, encoding="unicode")
+
+
+def _show(band: ET.Element, piece: Piece, number: int, dtype: str) -> None:
+    """Append a piece to a band of a virtual raster; its size is told, so that GDAL opens it no sooner than it is read."""
+    simple = ET.SubElement(band, "SimpleSource")
+    ET.SubElement(simple, "SourceFilename", relativeToVRT="0").text = str(piece.path.absolute())
+    ET.SubElement(simple, "SourceBand").text = str(piece.first_band + number - 1)
+    if piece.window is None:
+        return
+    row, col, height, width = map(str, piece.window)
+    size = {"RasterXSize": width, "RasterYSize": height, "BlockXSize": str(BLOCK), "BlockYSize": str(BLOCK)}
+    ET.SubElement(simple, "SourceProperties", size, DataType=_TYPES[dtype])
+    ET.SubElement(simple, "SrcRect", xOff="0", yOff="0", xSize=width, ySize=height)
+    ET.SubElement(simple, "DstRect", xOff=col, yOff=row, xSize=width, ySize=height)
 
 
 def add_palette(band: ET.Element, table: ClassTable) -> None:
@@ -145,8 +176,8 @@ def copy_to_cog(
     path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
 
 
-def block_rows(path: Path) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield a raster from top to bottom: first row, and (bands, ≤ :data:`BLOCK`, width) values."""
+def block_rows(path: Path | str) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield a raster, or a virtual one by its XML, from top to bottom: first row, and (bands, ≤ :data:`BLOCK`, width) values."""
     with quiet():
         file = rasterio.open(path)
     with file:

@@ -28,6 +28,7 @@ from rsdistill.outputs.behind import Behind
 from rsdistill.outputs.cog import (
     BLOCK,
     Compression,
+    Piece,
     add_palette,
     add_scale,
     block_rows,
@@ -136,12 +137,29 @@ class StripWriter:
             raise ValueError(f"{self.path}: {self._next} of {self.grid.height} rows were written")
         self._behind.wait()
         self._file.close()
-        virtual = virtual_raster(self._strips, self.grid, self.dtype.name, self.nodata, self.bands, tags=self.tags, decorate=self._decorate)
-        with writing(self.path):
-            copy_to_cog(virtual, self._partial, self.resampling, self.compress, self.options)
-        check_pixels(self._partial, self._sums, self.path)
+        self._publish(self._virtual([Piece(self._strips)]), self._partial, self._sums)
         self._strips.unlink()
         self._sidecars()
+
+    def assemble(self, pieces: Sequence[Piece]) -> None:
+        """Make the result of rasters that lie side by side, in place of strips; what none of them covers has no data.
+
+        Raises:
+            RasterioError: a piece cannot be read.
+            DiskError: the result cannot be written.
+        """
+        virtual = self._virtual(pieces)
+        with atomic(self.path) as partial:
+            self._publish(virtual, partial, [checksum(rows) for _, rows in block_rows(virtual)])
+            self._sidecars()
+
+    def _virtual(self, pieces: Sequence[Piece]) -> str:
+        return virtual_raster(pieces, self.grid, self.dtype.name, self.nodata, self.bands, tags=self.tags, decorate=self._decorate)
+
+    def _publish(self, virtual: str, partial: Path, sums: Sequence[int]) -> None:
+        with writing(self.path):
+            copy_to_cog(virtual, partial, self.resampling, self.compress, self.options)
+        check_pixels(partial, sums, self.path)
 
     def _decorate(self, band: ET.Element) -> None:
         """Add to a band of the virtual raster what this kind of raster carries."""
@@ -232,7 +250,7 @@ def restyle(mask: Path, table: ClassTable) -> None:
     with atomic(mask) as partial:
         kept = None if nodata is None else int(nodata)
         compress: Compression = before if before in get_args(Compression) else "deflate"
-        virtual = virtual_raster(mask, grid, dtype, kept, ["class"], tags=tags, decorate=lambda band: add_palette(band, table))
+        virtual = virtual_raster([Piece(mask)], grid, dtype, kept, ["class"], tags=tags, decorate=lambda band: add_palette(band, table))
         with writing(mask):
             copy_to_cog(virtual, partial, "MODE", compress, {})
         check_pixels(partial, [checksum(rows) for _, rows in block_rows(mask)], mask)

@@ -25,13 +25,18 @@ class Measure:
         """``m``, or ``px`` where no CRS is known."""
         return "m" if self.grid.georeferenced else "px"
 
+    @property
+    def plane(self) -> Affine:
+        """From pixels to the grid's CRS; to (column, −row) where it has neither CRS nor transform, as QGIS shows such rasters."""
+        return pixel_plane(self.grid)
+
     def to_world(self, shapes: NDArray[np.object_]) -> NDArray[np.object_]:
-        """Return the shapes in the grid's CRS; (column, −row) where the grid has neither CRS nor transform, as QGIS shows such rasters."""
+        """Return the shapes on :attr:`plane`."""
         return np.asarray(shapely.transform(shapes, self._world))
 
     def to_pixels(self, shapes: NDArray[np.object_]) -> NDArray[np.object_]:
         """Return shapes in the grid's CRS in pixel coordinates."""
-        inverse = ~pixel_plane(self.grid)
+        inverse = ~self.plane
         return np.asarray(shapely.transform(shapes, lambda points: _affine(inverse, points)))
 
     def area(self, shapes: NDArray[np.object_]) -> NDArray[np.float64]:
@@ -76,7 +81,7 @@ class Measure:
         return pyproj.CRS.from_wkt(self.grid.crs.to_wkt()).get_geod()  # type: ignore[union-attr,return-value]  # asked for geographic CRSs only
 
     def _world(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return _affine(pixel_plane(self.grid), points)
+        return _affine(self.plane, points)
 
     def _equal_area(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixel coordinates → metres of the ellipsoid's cylindrical equal-area projection (Snyder 1987, equations 10-1, 10-2 and 3-12)."""

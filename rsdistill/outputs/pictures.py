@@ -22,6 +22,8 @@ Bytes = NDArray[np.uint8]
 
 PERCENTILES = (2, 98)
 """Values below and above these become black and white."""
+BASE, DARKEST = 0.88, 0.6
+"""Brightness of painted classes, of 1, where a scene is as light as the class usually is, and where it is far darker."""
 CACHE_MB = 64
 """Of blocks that GDAL keeps: each is looked at once, and its own default grows with the machine."""
 
@@ -81,10 +83,15 @@ def paint(index: Bytes, colors: Sequence[str], rest: str = "#ffffff") -> Bytes:
     return np.asarray(palette[index])
 
 
-def shade(colors: Bytes, scene: Bytes) -> Bytes:
-    """Lay the scene's light and dark over painted classes: hues stay those of the legend."""
-    light = scene.mean(axis=2, keepdims=True) / 255
-    return np.asarray((colors * (0.45 + 0.55 * light)).round().astype(np.uint8))
+def shade(colors: Bytes, index: Bytes, scene: Bytes) -> Bytes:
+    """Lay the scene's texture over painted classes: what is darker than its class usually is darkens them.
+
+    Than its class, because one that is dark as a whole, like water, would leave the colour of its legend.
+    """
+    light = scene.mean(axis=2, dtype=np.float32) / 255
+    for value in np.unique(index):
+        light[index == value] -= np.median(light[index == value])
+    return np.asarray((colors * (BASE + light).clip(DARKEST, 1)[..., None]).round().astype(np.uint8))
 
 
 def class_png(index: Bytes, colors: Sequence[str]) -> bytes:

@@ -23,6 +23,7 @@ from rsdistill.outputs.simplifying import simplify_coverage
 from rsdistill.outputs.stitching import Polygons, whole_polygons
 from rsdistill.outputs.styles import CLASS_FIELD, add_layer_style, class_style
 from rsdistill.outputs.vectors import DRIVERS, Columns, write_vectors
+from rsdistill.outputs.wkb import Wkb, to_wkb
 
 STRIP_PIXELS = 1 << 22
 """Pixels that are worked on at once: some 200 MB on the noisiest mask."""
@@ -162,8 +163,8 @@ def clip(polygons: Iterable[Polygons], area: shapely.Geometry) -> Iterator[Polyg
         yield Polygons(pieces[areal], some.classes[owner], some.confidence[owner])
 
 
-def to_columns(some: Polygons, table: ClassTable, measure: Measure, *, confidence: bool) -> tuple[NDArray[np.object_], Columns]:
-    """Return shapes in the mask's CRS, shells counter-clockwise, and the columns that go with them."""
+def to_columns(some: Polygons, table: ClassTable, measure: Measure, *, confidence: bool) -> tuple[Wkb, Columns]:
+    """Return shapes in the mask's CRS, and the columns that go with them."""
     area, length = ("area_m2", "perimeter_m") if measure.unit == "m" else ("area_px", "perimeter_px")
     columns: Columns = {
         CLASS_FIELD: np.array(table.ids, np.int32)[some.classes],
@@ -174,4 +175,4 @@ def to_columns(some: Polygons, table: ClassTable, measure: Measure, *, confidenc
     }
     if confidence:
         columns["confidence"] = some.confidence
-    return shapely.orient_polygons(measure.to_world(some.shapes)), columns
+    return to_wkb(some.shapes, measure.plane), columns

@@ -50,7 +50,7 @@ def draw_quicklook(mask: Path, path: Path, table: ClassTable, *, scene: Path | N
         with open_scene(scene, allow_vrt=True, allow_remote=True) as raster:
             _check_size(raster, mask, grid)
             colors, valid = small_scene(raster, SIDE)
-        picture = np.where(valid[..., None], shade(picture, colors), picture)
+        picture = np.where(valid[..., None], shade(picture, index, colors), picture)
     shown = [k for k in range(len(table)) if (index == k).any()]
     figure = _figure(picture, grid, [(table.names[k], table.colors[k]) for k in shown])
     with atomic(path) as part:

@@ -107,7 +107,17 @@ def write_report(path: Path, report: Report) -> None:
         confusion=_shares(report.figures["confusion"]),
         curves=drawing(curves_figure(read_log(report.log), report.log.name.removesuffix(".log.csv"))) if report.log else None,
         error_colors=ERROR_COLORS,
+        meanings={"classes": _meanings(report.table), "errors": dict(zip(ERROR_COLORS, ("right", "wrong"), strict=True))},
     )
+
+
+def _meanings(table: ClassTable) -> dict[str, str]:
+    """What each colour stands for: two classes where they share it."""
+    names: dict[str, str] = {}
+    for one in table.classes:
+        color = one.color.lower()
+        names[color] = f"{names[color]} or {one.name}" if color in names else one.name
+    return names
 
 
 def _classes(report: Report) -> list[dict[str, Any]]:

@@ -5,11 +5,11 @@ which rectangle of which map it is, and everything that map depends on. A shard 
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
-from rasterio.windows import Window as RasterWindow
 
 from rsdistill.config import Config
-from rsdistill.errors import ClassTableError, MaskError
+from rsdistill.errors import ClassTableError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.files import atomic
 from rsdistill.geo.windows import Grid, Window
-from rsdistill.outputs.cog import BLOCK, quiet
+from rsdistill.outputs.cog import Piece, block_rows, quiet
 from rsdistill.outputs.geotiff import SHARE_NODATA, SHARE_STEPS, StripWriter
 
 TAG = "RSDISTILL_SHARD"
@@ -56,6 +55,8 @@ class ShardCard(Config):
     """All that the map depends on: two shards belong together only where they have one mark."""
     look: dict[str, Any] = Field(default_factory=dict)
     """How the map is to be written."""
+    pixels: tuple[int, ...] = ()
+    """Count of each class in the rectangle."""
     facts: dict[str, int | float] = Field(default_factory=dict)
     """What the shard took."""
 
@@ -146,63 +147,18 @@ def read_card(path: Path) -> ShardCard | None:
     return card
 
 
-class Part(NamedTuple):
-    """Some whole rows of a map."""
-
-    row: int
-    labels: NDArray[np.uint8]
-    """(h, width) class index, or 255 where there is no data."""
-    shares: NDArray[np.float32]
-    """(bands, h, width) of the further bands; NaN where there is no data."""
+def pieces_of(shards: Iterable[tuple[Path, ShardCard]], first_band: int = 1) -> list[Piece]:
+    """Return where the rasters among ``shards`` lie in their map, to be shown from their band ``first_band`` on."""
+    return [Piece(path, card.place, first_band) for path, card in shards if card.place is not None]
 
 
-def read_parts(shards: Sequence[tuple[Path, ShardCard]], card: ShardCard) -> Iterator[Part]:
-    """Yield the rows of a map from its shards, from top to bottom; what lies in none of them has no data.
-
-    Args:
-        shards: those with pixels.
-        card: of any of them.
-
-    Raises:
-        MaskError: a shard cannot be read.
-    """
-    table, height, width = card.table, card.frame[2], card.frame[3]
-    waiting = sorted(((one.place, path) for path, one in shards if one.place is not None), key=lambda pair: pair[0], reverse=True)
-    with ExitStack() as stack:
-        opened: list[tuple[Window, Path, Any]] = []
-        for row in range(0, height, BLOCK):
-            strip = Window(row, 0, min(BLOCK, height - row), width)
-            while waiting and waiting[-1][0].row < strip.stop[0]:
-                place, path = waiting.pop()
-                opened.append((place, path, stack.enter_context(_open(path))))
-            values = np.full((len(card.bands), strip.height, width), SHARE_NODATA, table.dtype)
-            values[0] = table.nodata
-            for place, path, file in opened:
-                meeting = place.intersection(strip)
-                if meeting.height:
-                    values[:, *meeting.relative_to(strip).slices] = _read(file, meeting.relative_to(place), path)
-            for _, _, file in [one for one in opened if one[0].stop[0] <= strip.stop[0]]:
-                file.close()
-            opened = [one for one in opened if one[0].stop[0] > strip.stop[0]]
-            steps = values[1:]
-            shares = np.where(steps == SHARE_NODATA, np.float32(np.nan), steps / np.float32(SHARE_STEPS))
-            yield Part(row, table.from_ids(values[0]), shares)
-
-
-def _open(path: Path) -> Any:
-    try:
-        with quiet():
-            return rasterio.open(path, driver="GTiff")
-    except RasterioError as error:
-        raise _unreadable(path, error) from error
-
-
-def _read(file: Any, window: Window, path: Path) -> NDArray[Any]:
-    try:
-        return np.asarray(file.read(window=RasterWindow(window.col, window.row, window.width, window.height)))
-    except RasterioError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> MaskError:
-    return MaskError(f"the shard {path} cannot be read: {error}", hint="delete it and run its --shard again")
+def unreadable(shards: Iterable[tuple[Path, ShardCard]]) -> list[Path]:
+    """Return those of some shards whose pixels cannot be decoded."""
+    broken = []
+    for path, card in shards:
+        try:
+            if card.window is not None:
+                deque(block_rows(path), 0)
+        except RasterioError:
+            broken.append(path)
+    return broken

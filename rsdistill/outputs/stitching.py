@@ -7,6 +7,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from rsdistill.outputs.collecting import uncollected
 from rsdistill.outputs.regions import IGNORE, Strip, class_of_regions, label_regions, merge, sums
 from rsdistill.outputs.tracing import trace
 
@@ -80,6 +81,7 @@ def whole_polygons(strips: Iterable[Strip]) -> Iterator[Polygons]:
     yield _joined(parts, owner, held)
 
 
+@uncollected()
 def _joined(parts: NDArray[np.object_], owner: NDArray[np.int32], regions: _Regions) -> Polygons:
     """Put the parts of each owner together."""
     order = np.argsort(owner, kind="stable")

@@ -60,7 +60,7 @@ def draw_tile_map(path: Path, scenes: Sequence[ScenePanel], table: ClassTable, c
     if left:
         maps.supxlabel(f"and {left} more scenes", fontsize=8, color=INK)
     with atomic(path) as part:
-        figure.savefig(part, dpi=150)
+        figure.savefig(part, dpi=150, bbox_inches="tight", pad_inches=0.08)
 
 
 def _draw_scene(panel: Any, scene: ScenePanel) -> None:

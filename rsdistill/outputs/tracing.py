@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 
+from rsdistill.outputs.collecting import uncollected
 from rsdistill.outputs.regions import merge
 
 Direction = Literal["right", "down", "left", "up"]
@@ -28,6 +29,7 @@ class _Edges(NamedTuple):
     rightward: int
 
 
+@uncollected()
 def trace(region: NDArray[np.int32], wanted: NDArray[np.bool_], first_row: int = 0) -> NDArray[np.object_]:
     """Return the polygon of every wanted region, in the order of their ids.
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyogrio
 import pyproj
-import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from rsdistill.errors import DiskError, MissingExtraError
+from rsdistill.outputs.wkb import Wkb
 
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON", ".parquet": "Parquet"}
 """Suffix → what GDAL calls the format; GeoParquet is written without GDAL, whose wheels lack it."""
@@ -29,9 +29,7 @@ _PLAIN_OPTIONS = _OPTIONS | {"GeoJSON": {}}
 Columns = dict[str, NDArray[Any]]
 
 
-def write_vectors(
-    path: Path, layer: str, crs: CRS | None, batches: Iterable[tuple[NDArray[np.object_], Columns]], *, final: Path | None = None
-) -> int:
+def write_vectors(path: Path, layer: str, crs: CRS | None, batches: Iterable[tuple[Wkb, Columns]], *, final: Path | None = None) -> int:
     """Write polygons and return how many there are.
 
     Args:
@@ -65,9 +63,9 @@ def write_vectors(
 
 
 class _Stream:
-    """Batches as Arrow record batches, with well-known binary for the shapes."""
+    """Batches as Arrow record batches."""
 
-    def __init__(self, batches: Iterable[tuple[NDArray[np.object_], Columns]]) -> None:
+    def __init__(self, batches: Iterable[tuple[Wkb, Columns]]) -> None:
         try:
             import pyarrow
         except ImportError:
@@ -99,14 +97,14 @@ class _Stream:
         self.count += batch.num_rows
         return batch
 
-    def _record(self, shapes: NDArray[np.object_], columns: Columns) -> Any:
-        text = self._arrow.string()
+    def _record(self, shapes: Wkb, columns: Columns) -> Any:
+        text, binary = self._arrow.string(), self._arrow.binary()
         arrays = {
             name: self._arrow.array(values.tolist(), type=text) if values.dtype == object else self._arrow.array(values, from_pandas=True)
             for name, values in columns.items()
         }
-        wkb = self._arrow.array(shapely.to_wkb(shapes).tolist(), type=self._arrow.binary())
-        return self._arrow.record_batch({**arrays, GEOMETRY: wkb})
+        buffers = [None, *map(self._arrow.py_buffer, (shapes.offsets.astype(np.int32), shapes.data))]
+        return self._arrow.record_batch({**arrays, GEOMETRY: self._arrow.Array.from_buffers(binary, len(shapes), buffers)})
 
 
 def _write_with_gdal(path: Path, layer: str, crs: CRS | None, stream: _Stream) -> None:

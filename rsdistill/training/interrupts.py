@@ -28,12 +28,16 @@ def postponed(save: Callable[[], None], agreed: Callable[[int], int] = int) -> I
     def remember(number: int, _frame: FrameType | None) -> None:
         arrived.append(number)
 
+    whole = False
     former = {number: signal.signal(number, remember) for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield
+        whole = True
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+        if arrived and not whole:  # the block failed: there is no whole state, and who sent the signal still wants the end
+            signal.raise_signal(arrived[0])
     if number := agreed(arrived[0] if arrived else 0):
         save()
         signal.raise_signal(number)

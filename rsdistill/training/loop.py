@@ -7,33 +7,35 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from rsdistill.batches import Batch
 from rsdistill.data.dataset import BatchSource, Share, normalise
 from rsdistill.data.loading import loader, parts_of
 from rsdistill.errors import DivergedError
-from rsdistill.models.backbones import synchronise_norms
 from rsdistill.models.network import Network
 from rsdistill.reporting import Progress, Task
+from rsdistill.training.divergence import broken_terms, diverged
 from rsdistill.training.interrupts import postponed
 from rsdistill.training.logs import RunLog
 from rsdistill.training.memory import halved, until_it_fits
 from rsdistill.training.objectives import Objective, Seen
-from rsdistill.training.optimisers import critic_optimiser, learning_rate_factor, optimiser, ramped_average
-from rsdistill.training.ranks import average_gradients, dismiss, latest, mean_over_ranks, set_apart, share_of
+from rsdistill.training.optimisers import learning_rate_factor
+from rsdistill.training.ranks import average_gradients, dismiss, latest, mean_over_ranks, share_of
 from rsdistill.training.settings import TrainingConfig
+from rsdistill.training.sharded import learner_for
 from rsdistill.training.state import load_state, save_state
 
 SAVE_SECONDS = 120.0
 """Longest time between two saved states."""
 ROLLBACKS = 3
 """Times that a run goes back to its last good state, each time with half the step size, before it gives up."""
+SKIPS = 20
+"""Steps in a row that the scaler of half precision may skip: it starts too high on purpose, and halves itself each time."""
 
 T = TypeVar("T")
 Validate = Callable[[Network], dict[str, float]]
@@ -55,7 +57,7 @@ class Fit:
     """One training run; where there are several processes, the part of each in it.
 
     Raises:
-        DivergedError: a term stayed not finite after :data:`ROLLBACKS` returns to the last good state.
+        DivergedError: a term, a gradient or a weight stayed not finite after :data:`ROLLBACKS` returns to the last good state.
         MemoryLimitError: the smallest part of a step does not fit into memory.
     """
 
@@ -71,31 +73,25 @@ class Fit:
     step: int = 0
     seconds: float = 0.0
     rollbacks: int = 0
+    skipped: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     recent: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
-        device = self.fabric.device
-        card = self.source.reader.card
+        card, device = self.source.reader.card, self.fabric.device
         self.mean, self.std = torch.tensor(card.mean), torch.tensor(card.std)
         self.shares: list[Share] = [share_of(self.fabric)]
+        self.objective.to(device).begin(next(self.batches(0)))
         self.objective.to(device)
-        self.objective.begin(next(self.batches(0)))
-        self.objective.to(device)
-        if self.fabric.world_size > 1 and device.type == "cuda":
-            synchronise_norms(self.objective.network)
-        main = optimiser(self.objective, self.config)
-        critic = critic_optimiser(self.objective)
-        set_apart(self.objective, self.objective.critic)
-        self.model, *wrapped = self.fabric.setup(self.objective, *([main] if critic is None else [main, critic]))
-        self.optimiser, self.critic = wrapped[0], wrapped[1] if critic is not None else None
-        self.average = AveragedModel(self.objective.network, multi_avg_fn=ramped_average(self.config.ema)) if self.config.ema else None
+        self.learner = learner_for(self.objective, self.config, self.fabric)
 
     def run(self, fingerprint: str) -> Outcome:
         """Train to the end of the budget, from the saved state where one with this ``fingerprint`` is asked for."""
         saved = self._saved(fingerprint) if self.config.resume else None
         if saved is not None:
             self._restore(saved)
+        else:  # what there is to go back to before the first validation; and a disk that takes no state is known at once
+            self._save(fingerprint)
         with self.progress.task("train", total=self.steps) as bar:
             bar.advance(self.step)
             while not self._finished():
@@ -103,7 +99,7 @@ class Fit:
                     self.fitting(lambda: self._advance(bar, fingerprint))
                 except DivergedError as error:
                     self._roll_back(error, fingerprint)
-        last = self._weights()
+        last = self.learner.weights()
         return Outcome(self.best.get("weights", last), last, self.best.get("figures", {}), self.step, self.seconds)
 
     def _finished(self) -> bool:
@@ -126,15 +122,18 @@ class Fit:
                 self.step += 1
                 now = time.monotonic()
                 self.seconds, clock = self.seconds + now - clock, now
-            tiles = self.fabric.world_size * sum(len(raw.image) for raw in raws)
-            speed = {"tiles/s": tiles * self.step / max(self.seconds, 1e-9)}
-            bar.advance(1, loss=loss, miou=self.best.get("latest", math.nan), **speed)
+            tiles = self.fabric.world_size * sum(len(raw.image) for raw in raws) * self.step
+            bar.advance(1, loss=loss, miou=self.best.get("latest", math.nan), **{"tiles/s": tiles / max(self.seconds, 1e-9)})
             done = self._finished()
-            if self.step % every == 0 or done:
+            whole = self.step % every == 0 or done
+            late = whole or now - saved > SAVE_SECONDS
+            if late:
+                self._refuse_broken_weights()
+            if whole:
                 self._validate()
-            if self.step % self.log.every == 0 or self.step % every == 0 or done:
+            if whole or self.step % self.log.every == 0:
                 self._write_log()
-            if self.step % every == 0 or done or now - saved > SAVE_SECONDS:
+            if late:
                 self._save(fingerprint)
                 saved = time.monotonic()
             clock = time.monotonic()  # neither validation nor saving counts as training time
@@ -143,26 +142,28 @@ class Fit:
 
     def _train_step(self, raws: list[Batch]) -> float:
         elapsed = self._elapsed_share()
-        method = self.objective.method
-        if method is not None:
-            method.schedule(elapsed)
+        if self.objective.method is not None:
+            self.objective.method.schedule(elapsed)
         factor = learning_rate_factor(elapsed, self.config.warmup, self.config.power) * 0.5**self.rollbacks
-        for group in self.optimiser.param_groups:
+        for group in self.learner.optimiser.param_groups:
             group["lr"] = group["peak"] * factor
-        self.model.train()
+        self.learner.model.train()
         seen, total = [], 0.0
         for raw, share in zip(raws, self.shares, strict=True):
-            torch.manual_seed((self.config.seed * 1_000_003 + self.step + share.number * 2**40) % 2**63)
-            loss = self._sum(self.model(self._normalised(raw), self.step))
+            self._seed(share)
+            loss = self._sum(self.learner.model(self._normalised(raw), self.step))
             self.fabric.backward(loss / (self.config.accumulate * len(raws)))
             seen.append(self.objective.seen)
             total += self.recent["loss"][-1] / len(raws)
         if (self.step + 1) % self.config.accumulate == 0:
-            self._move()
-        if self.critic is not None:
-            self._critic_step(self.critic, seen)
+            self._move(raws)
+        if self.learner.critic is not None:
+            self._critic_step(seen)
         self.recent["lr"].append(self.config.peak_lr * factor)
         return total
+
+    def _seed(self, share: Share) -> None:
+        torch.manual_seed((self.config.seed * 1_000_003 + self.step + share.number * 2**40) % 2**63)
 
     def _sum(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum of ``terms``; log each raw and weighted, as it is over all processes."""
@@ -170,23 +171,30 @@ class Fit:
         values = mean_over_ranks(torch.stack([term.detach().float() for term in terms.values()])).tolist()
         for name, value in zip(terms, values, strict=True):
             if not math.isfinite(value):
-                raise DivergedError(f"term '{name}' is {value} at step {self.step}", hint="use a smaller --lr, or --precision float32")
+                raise diverged(f"term '{name}' is {value}", self.step, self.source)
             self.recent[name].append(value)
             self.recent[f"{name}.weighted"].append(weights.get(name, 1.0) * value)
         self.recent["loss"].append(sum(weights.get(name, 1.0) * value for name, value in zip(terms, values, strict=True)))
         return torch.stack([weights.get(name, 1.0) * term.float() for name, term in terms.items()]).sum()
 
-    def _move(self) -> None:
-        if self.config.clip:
-            norm = self.fabric.clip_gradients(self.model, self.optimiser, max_norm=self.config.clip, error_if_nonfinite=False)
-            if norm is not None:
-                self.recent["gradient_norm"].append(float(norm))
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.objective.network)
+    def _move(self, raws: list[Batch]) -> None:
+        norm = self.learner.clip(self.config.clip or math.inf)
+        self.recent["gradient_norm"] += [norm] if math.isfinite(norm) else []
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        if self.skipped > (SKIPS if self.config.precision == "fp16" else 0):
+            raise diverged(f"the gradient{self._broken_terms(raws)} is not finite", self.step, self.source)
+        self.learner.move()
 
-    def _critic_step(self, optimiser: Any, seen: list[Seen | None]) -> None:
+    def _broken_terms(self, raws: list[Batch]) -> str:
+        """Return which terms' gradients are not finite, in words."""
+        found: dict[str, None] = {}
+        for raw, share in zip(raws, self.shares, strict=True) if self.learner.terms_apart else ():
+            self._seed(share)
+            with self.fabric.autocast():
+                found |= dict.fromkeys(broken_terms(self.objective, self._normalised(raw), self.step))
+        return f" of term {', '.join(map(repr, found))}" if found else ""
+
+    def _critic_step(self, seen: list[Seen | None]) -> None:
         """Move the critic by what it says of the outputs of all parts of the step; DDP does not know of its gradients."""
         for outputs in seen:
             with self.fabric.autocast():
@@ -195,10 +203,12 @@ class Fit:
                 return
             self.fabric.backward(torch.stack([term.float() for term in terms.values()]).sum() / len(seen))
             for name, term in terms.items():
-                self.recent[f"critic.{name}"].append(float(mean_over_ranks(term.detach())))
+                value = float(mean_over_ranks(term.detach()))
+                if not math.isfinite(value):
+                    raise diverged(f"term 'critic.{name}' is {value}", self.step, self.source)
+                self.recent[f"critic.{name}"].append(value)
         average_gradients(self.objective.critic)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        self.learner.move_critic()
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Yield this process's parts of the batch of ``step`` as the objective takes them."""
@@ -208,18 +218,13 @@ class Fit:
         batch = normalise(raw, self.mean, self.std, self.fabric.device)
         return batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
 
-    def _evaluated(self) -> Network:
-        return cast(Network, self.average.module) if self.average is not None else self.objective.network
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().to("cpu", copy=True) for name, value in self._evaluated().state_dict().items()}
-
     def _validate(self) -> None:
         """Measure the network in the first process; the others wait, however long it takes."""
+        self.learner.gather()
         with self.fabric.rank_zero_first():
             if not self.fabric.is_global_zero:
                 return
-            network = self._evaluated()
+            network = self.learner.evaluated
             network.eval()
             with torch.inference_mode():
                 figures = self.validate(network)
@@ -227,7 +232,7 @@ class Fit:
         for name, value in figures.items():
             self.recent[name].append(value)
         if "figures" not in self.best or figures["miou"] >= self.best["figures"]["miou"]:
-            self.best |= {"figures": figures | {"step": float(self.step)}, "weights": self._weights()}
+            self.best |= {"figures": figures | {"step": float(self.step)}, "weights": self.learner.weights()}
 
     def _write_log(self) -> None:
         row = {name: sum(values) / len(values) for name, values in self.recent.items() if values}
@@ -239,9 +244,16 @@ class Fit:
         self.seconds, first = latest(self.fabric, self.seconds, float(signal))
         return int(first)
 
+    def _refuse_broken_weights(self) -> None:
+        """Raise DivergedError, in all processes or in none, where a weight is no longer finite; such a state is never saved."""
+        name = self.learner.broken_weight()
+        if any(latest(self.fabric, float(name is not None))):
+            raise diverged(f"the weight '{name}' is not finite" if name else "a weight is not finite", self.step - 1, self.source)
+
     def _save(self, fingerprint: str) -> None:
-        if self.fabric.is_global_zero:
-            save_state(self.state, self._state(), fingerprint)
+        state = self._state()
+        if self.fabric.is_global_zero and self.learner.broken_weight() is None:
+            save_state(self.state, state, fingerprint)
 
     def _leave(self, fingerprint: str) -> None:
         """Save before a signal ends the run; the other processes stay until that is done."""
@@ -260,29 +272,20 @@ class Fit:
             "rollbacks": self.rollbacks,
             "best": dict(self.best),
             "log": self.log.rows,
-            "objective": self.objective.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "critic": self.critic.state_dict() if self.critic is not None else None,
-            "average": self.average.state_dict() if self.average is not None else None,
+            **self.learner.state_dict(),
         }
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.step, self.seconds, self.rollbacks, self.best = saved["step"], saved["seconds"], saved["rollbacks"], saved["best"]
         self.log.restore(saved["log"])
-        self.objective.load_state_dict(saved["objective"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        if self.critic is not None:
-            self.critic.load_state_dict(saved["critic"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
+        self.learner.load_state_dict(saved)
 
     def _roll_back(self, error: DivergedError, fingerprint: str) -> None:
-        saved = self._saved(fingerprint)
-        if saved is None or self.rollbacks >= ROLLBACKS:
+        rollbacks, saved = self.rollbacks + 1, self._saved(fingerprint)
+        if saved is None or rollbacks > ROLLBACKS:
             raise error
-        rollbacks = self.rollbacks + 1
         self._restore(saved)
-        self.rollbacks = rollbacks
+        self.rollbacks, self.skipped = rollbacks, 0
         self.recent.clear()
         self.progress.warn(f"{error}; back to step {self.step} with {0.5**rollbacks:g} of the learning rate")
 
@@ -293,6 +296,5 @@ class Fit:
     def _shrink(self) -> None:
         self.shares = halved(self.shares, self.source.composition, self.fabric.world_size)
         self.step -= self.step % self.config.accumulate  # gradients that were waiting are gone, and are computed again
-        for each in filter(None, (self.optimiser, self.critic)):
-            each.zero_grad(set_to_none=True)
+        self.learner.forget_gradients()
         self.progress.warn(f"out of memory at step {self.step}: steps are taken in {len(self.shares)} parts from here")

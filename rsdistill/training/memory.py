@@ -9,18 +9,9 @@ import torch
 
 from rsdistill.data.dataset import Composition, Share
 from rsdistill.errors import MemoryLimitError
+from rsdistill.inference.exhaustion import ran_out
 
 T = TypeVar("T")
-
-SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""What allocators say that have no error of their own: the CPU's, cuDNN's, cuBLAS's."""
-
-
-def ran_out(error: BaseException) -> bool:
-    """Return whether ``error`` says that memory is exhausted, on whatever device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(s in str(error) for s in SIGNS)
-    )
 
 
 def until_it_fits(work: Callable[[], T], shrink: Callable[[], None]) -> T:

@@ -7,12 +7,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsdistill.errors import RsdistillError, TileSetError
+from rsdistill.errors import ConfigError, RsdistillError, TileSetError
 from rsdistill.geo.files import refuse_existing
 from rsdistill.geo.locking import locked
 from rsdistill.geo.tile_index import TileSet, load_tile_set
 from rsdistill.training.settings import LaunchConfig, TrainingConfig
 
+SUFFIX = ".safetensors"
 RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID")
 """Where a process finds its number among those of its run; the first one is 0 in all that are set."""
 
@@ -53,13 +54,15 @@ def ready(config: LaunchConfig, name: str) -> Files:
     """Return the names of the files that the run may write, after a look at what it would stumble over.
 
     Raises:
+        ConfigError: the model's name does not end in ``.safetensors``.
         OutputExistsError: the model exists, ``overwrite`` is not set, and no unfinished run is resumed.
         TileSetError: the tile set is missing, broken or unfit for training.
     """
     files = Files(config.out or config.work / name)
     try:
-        unfinished = config.resume and files.state.exists()  # then a model is what the run left that is to be resumed
-        refuse_existing([files.model], config.overwrite or unfinished)
+        if files.model.suffix != SUFFIX:
+            raise ConfigError(f"--out {files.model} does not end in {SUFFIX}", hint="the result is one model file, such as work/" + name)
+        _refuse_existing(files, config)
         open_tile_set(config)
     except RsdistillError as error:
         if leads(config):
@@ -80,14 +83,22 @@ def leads(config: LaunchConfig) -> bool:
     return not several(config) or all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
+def _refuse_existing(files: Files, config: TrainingConfig) -> None:
+    unfinished = config.resume and files.state.exists()  # then a model is what the run left that is to be resumed
+    refuse_existing([files.model], config.overwrite or unfinished)
+
+
 @contextmanager
 def held(files: Files, config: LaunchConfig) -> Iterator[None]:
     """Hold the model's name against other runs; the processes of one run have it together.
 
     Raises:
         LockError: another run writes it.
+        OutputExistsError: another run has finished it meanwhile.
     """
     with locked(files.model) if leads(config) else nullcontext():
+        if leads(config):
+            _refuse_existing(files, config)
         yield
 
 

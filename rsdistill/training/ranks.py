@@ -17,12 +17,15 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric.strategies.strategy import Strategy
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rsdistill.data.dataset import Share
 from rsdistill.errors import ConfigError, DeviceError, MachineError
 from rsdistill.reporting import SILENT, Progress
+from rsdistill.training.pieces import spread
 from rsdistill.training.settings import LaunchConfig
 
 SILENCE = timedelta(minutes=10)
@@ -35,15 +38,16 @@ FAILED, CODE = "rsdistill/failed", "rsdistill/code"
 
 
 @contextmanager
-def together(config: LaunchConfig) -> Iterator[Fabric]:
+def together(config: LaunchConfig, *, sharded: bool = False) -> Iterator[Fabric]:
     """Yield Fabric on the devices of ``config``, and end all processes of the run when one of them fails.
 
-    The first process to fail raises its error; the others leave silently with its exit code, whatever became of them by its end.
+    With ``sharded``, several devices hold the network in pieces, else each of them holds all of it. The first process to fail raises its
+    error; the others leave silently with its exit code, whatever became of them by its end.
 
     Raises:
         MachineError: another process ended without a word.
     """
-    fabric = fabric_for(config)
+    fabric = fabric_for(config, sharded=sharded)
     if fabric.world_size == 1:
         yield fabric
         return
@@ -68,27 +72,27 @@ def together(config: LaunchConfig) -> Iterator[Fabric]:
     distributed.destroy_process_group()
 
 
-def fabric_for(config: LaunchConfig) -> Fabric:
+def fabric_for(config: LaunchConfig, *, sharded: bool = False) -> Fabric:
     """Return Lightning Fabric on the devices and in the precision of ``config``, launched, with bounded threads.
 
     Raises:
-        ConfigError: no such device, or processes that cannot be started from here.
+        ConfigError: a precision that the device lacks, or processes that cannot be started from here.
         DeviceError: the device does not exist here.
     """
     kind, _, number = config.device.partition(":")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         kind = "cuda" if cuda else "mps" if mps else "cpu"
-    if kind not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"unknown device '{config.device}'", hint="auto, cpu, cuda, cuda:1 or mps")
     if (kind == "cuda" and not cuda) or (kind == "mps" and not mps) or (number and int(number) >= torch.cuda.device_count()):
         raise DeviceError(f"device '{config.device}' is not there", hint="use --device cpu or auto")
+    if kind == "cpu" and config.precision == "fp16":  # for which Fabric would take bf16, with a warning that nobody sees
+        raise ConfigError("--precision fp16 needs an accelerator", hint="use bf16 or float32 on the processor")
     devices, nodes = _asked(config)
     precision: Any = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[config.precision]
     if devices * nodes == 1:
         fabric = Fabric(accelerator=kind, devices=[int(number)] if number else 1, precision=precision)
     else:
-        fabric = _launched(config, kind, devices, nodes, precision)
+        fabric = _launched(config, kind, devices, nodes, precision, _strategy(devices * nodes, sharded=sharded))
     if config.threads:
         torch.set_num_threads(config.threads)
     return fabric
@@ -102,7 +106,14 @@ def _asked(config: LaunchConfig) -> tuple[int, int]:
     return config.devices, config.nodes
 
 
-def _launched(config: LaunchConfig, kind: str, devices: int, nodes: int, precision: Any) -> Fabric:
+def _strategy(devices: int, *, sharded: bool) -> Strategy:
+    if sharded:
+        return ModelParallelStrategy(lambda module, mesh: spread(module, mesh["data_parallel"]), devices, 1, timeout=SILENCE)
+    # heads that no term reads have no gradient: DDP must look for them
+    return DDPStrategy(timeout=SILENCE, find_unused_parameters=True)
+
+
+def _launched(config: LaunchConfig, kind: str, devices: int, nodes: int, precision: Any, strategy: Strategy) -> Fabric:
     if kind == "mps" or ":" in config.device:
         raise ConfigError(f"--devices {devices} does not go with --device {config.device}", hint="use --device cuda, or cpu")
     if kind == "cuda" and devices > torch.cuda.device_count():
@@ -112,8 +123,6 @@ def _launched(config: LaunchConfig, kind: str, devices: int, nodes: int, precisi
     _State.launched = True
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
-        # heads that no term reads have no gradient: DDP must look for them
-        strategy = DDPStrategy(timeout=SILENCE, find_unused_parameters=True)
         fabric = Fabric(accelerator=kind, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
         fabric.launch()
     except (RuntimeError, ValueError) as error:

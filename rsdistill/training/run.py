@@ -1,10 +1,11 @@
 """From a configuration to a saved model: the tile set, the machine, the loop, and the files that stand afterwards."""
 
+import json
 import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +14,10 @@ from torch import nn
 
 import rsdistill.models.checkpoints as checkpoints
 from rsdistill.config import run_file
-from rsdistill.data.dataset import BatchSource, Composition
+from rsdistill.data.dataset import BatchSource, Composition, open_source
 from rsdistill.errors import ConfigError
 from rsdistill.geo.files import atomic
-from rsdistill.geo.tile_index import CARD, INDEX, TileSet
+from rsdistill.geo.tile_index import CARD, TileSet, index_path
 from rsdistill.models.card import ClassEntry, ModelCard
 from rsdistill.models.ginet import GINet
 from rsdistill.models.margins import canvas_margin
@@ -67,11 +68,12 @@ def supervised(config: TrainingConfig, tile_set: TileSet) -> Supervised:
 
 
 def source(
-    config: TrainingConfig, tile_set: TileSet, fabric: Fabric, *, with_context: bool, unlabelled: bool = False, labels_fraction: float = 1.0
+    config: TrainingConfig, tile_set: TileSet, fabric: Fabric, *, with_context: bool, thumbnail_from: int = 0, unlabelled: bool = False
 ) -> BatchSource:
     """Return the batches of ``config``: tiles share context images only where a network reads them.
 
-    With ``unlabelled``, as many unlabelled tiles follow the labelled ones in each batch.
+    Scenes with a side longer than ``thumbnail_from`` (0: none) also show their thumbnail. With ``unlabelled``, as many unlabelled tiles
+    follow the labelled ones in each batch.
     """
     batch = config.batch or _default_batch(tile_set.card.tile, fabric)
     contexts = min(config.contexts, batch) if with_context else batch
@@ -82,8 +84,20 @@ def source(
         hint = f"use --{'contexts' if with_context else 'batch'} {fabric.world_size} or a multiple"
         raise ConfigError(f"a step of {what} does not divide among {fabric.world_size} devices", hint=hint)
     tiles = batch // contexts
-    make = Composition(contexts, tiles, contexts if unlabelled else 0, with_context)
-    return BatchSource(tile_set, make, seed=config.seed, labels_fraction=labels_fraction)
+    make = Composition(contexts, tiles, contexts if unlabelled else 0, with_context, thumbnail_from)
+    return BatchSource(tile_set, make, seed=config.seed, labels_fraction=config.labels_fraction)
+
+
+def refuse_other_ratio(network: Network, tile_set: TileSet) -> None:
+    """Refuse a network that reads context of another scale than the tile set has.
+
+    Raises:
+        ConfigError: so it does.
+    """
+    ratio, there = network.context_ratio, tile_set.card.context_ratio
+    if ratio not in (None, there):
+        hint = f"leave context_ratio out, or give {there}"
+        raise ConfigError(f"context_ratio {ratio}: the context of {tile_set.folder} is made at {there}", hint=hint)
 
 
 def card_for(tile_set: TileSet, network: Network, arch: str, *, method: str, seed: int, teachers: Sequence[Path] = ()) -> ModelCard:
@@ -107,9 +121,17 @@ def card_for(tile_set: TileSet, network: Network, arch: str, *, method: str, see
         margin=card.tile // 8 if network.stride > 1 else 0,
         method=method,
         teachers=tuple(file_digest(path) for path in teachers),
+        data=file_digest(tile_set.folder / CARD),
         seed=seed,
-        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}} | _commit(),
     )
+
+
+def _commit() -> dict[str, str]:
+    """Return the commit that pip installed this package from, where it was a repository."""
+    origin = json.loads(distribution("rsdistill").read_text("direct_url.json") or "{}")
+    commit = origin.get("vcs_info", {}).get("commit_id")
+    return {"commit": commit} if commit else {}
 
 
 def carry_out(
@@ -132,7 +154,8 @@ def carry_out(
     """
     tile_set = batches.reader.tile_set
     steps = budget(config, fabric)
-    mark = fingerprint(config, str(steps), *map(file_digest, (tile_set.folder / CARD, tile_set.folder / INDEX, *parents)))
+    digests = [*map(file_digest, (tile_set.folder / CARD, index_path(tile_set.folder), *parents)), *_scene_digests(tile_set, progress)]
+    mark = fingerprint(config, str(steps), *digests)
     log = RunLog(files.log, max(1, steps // 50), tensorboard=config.tensorboard)
     validate = validator(tile_set, card, config.validation, fabric.device)
     fit = Fit(objective, batches, config, steps, validate, files.state, log, progress, fabric)
@@ -142,10 +165,10 @@ def carry_out(
     dismiss(fabric)
     for note in objective.method.notes if objective.method is not None else ():
         progress.warn(note)
-    _write(files, objective.network, card, outcome)
+    _write(files, fit.learner.evaluated, card, outcome)
     draw_curves(files.log, files.curves, files.model.stem)
     with atomic(files.run) as part:
-        part.write_text(run_file(config, command))
+        part.write_text(run_file(_resolved(config, steps, batches, files, parents, fabric), command), encoding="utf-8")
     files.state.unlink(missing_ok=True)
     figures = {"miou": outcome.figures["miou"], "pixel_accuracy": outcome.figures["pixel_accuracy"]}
     parameters = _size(objective.network)
@@ -163,6 +186,27 @@ def carry_out(
     )
     rows += tuple((f"validation {name.replace('_', ' ')}", f"{100 * value:.1f} %") for name, value in figures.items())
     return Result(paths=(files.model,), data=data, tables=(Table(f"{card.arch} ({card.method})", ("", ""), rows),))
+
+
+def _scene_digests(tile_set: TileSet, progress: Progress) -> list[str]:
+    """Return the fingerprints of the scenes as they are now; say which are no longer what was tiled."""
+    found = []
+    for number, entry in enumerate(tile_set.card.scenes):
+        with open_source(tile_set, number) as scene:
+            found.append(scene.fingerprint)
+        if found[-1] != entry.fingerprint:
+            progress.warn(f"{entry.name} has changed since it was tiled: tile again, or its labels may not fit")
+    return found
+
+
+def _resolved(
+    config: TrainingConfig, steps: int, batches: BatchSource, files: Files, teachers: tuple[Path, ...], fabric: Fabric
+) -> TrainingConfig:
+    """Return ``config`` with what this machine and this workspace decided written out, so that it repeats the run elsewhere too."""
+    make = batches.composition
+    own: dict[str, Any] = {"steps": steps, "batch": make.contexts * make.tiles, "tiles": config.tile_folder, "out": files.model}
+    own |= {"device": fabric.device.type} if config.device == "auto" else {}
+    return config.model_copy(update=own | ({"teacher": teachers} if teachers else {}))
 
 
 def _write(files: Files, network: Network, card: ModelCard, outcome: Outcome) -> None:

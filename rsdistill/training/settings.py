@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rsdistill.config import RunConfig
+from rsdistill.config import Device, RunConfig
 
 
 def _quotient(value: Any) -> Any:
@@ -32,6 +32,11 @@ class TrainingConfig(RunConfig):
     max_seconds: float | None = Field(
         None, gt=0, description="Stop after so many seconds of training; the schedule then follows the clock."
     )
+    labels_fraction: Share = Field(
+        1.0,
+        description="Share of the training tiles whose labels are used, 0.125 or 1/8: the same tiles for every command and seed; "
+        "the rest counts as unlabelled.",
+    )
     batch: int | None = Field(None, ge=1, description="Tiles in a step (default 8; without a GPU as many as make half a megapixel).")
     contexts: int = Field(4, ge=1, description="Context images that the tiles of a step share, for networks that read context.")
     accumulate: int = Field(1, ge=1, description="Steps whose gradients are added before the optimiser moves.")
@@ -40,9 +45,9 @@ class TrainingConfig(RunConfig):
     )
     offline: bool = Field(False, description="Never use the network.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimiser.")
-    lr: float | None = Field(None, gt=0, description="Peak learning rate (default 1e-3 for adamw, 1e-2 for sgd).")
+    lr: float | None = Field(None, gt=0, le=1e30, description="Peak learning rate (default 1e-3 for adamw, 1e-2 for sgd).")
     encoder_lr: float = Field(0.3, gt=0, le=1, description="Factor of the learning rate for an encoder that starts from --weights.")
-    weight_decay: float | None = Field(None, ge=0, description="Weight decay (default 0.05 for adamw, 5e-4 for sgd).")
+    weight_decay: float | None = Field(None, ge=0, le=1e6, description="Weight decay (default 0.05 for adamw, 5e-4 for sgd).")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the budget in which the learning rate rises.")
     power: float = Field(0.9, gt=0, description="Power of the polynomial decay.")
     clip: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 leaves it alone.")
@@ -56,7 +61,7 @@ class TrainingConfig(RunConfig):
     augment: float = Field(
         0.2, ge=0, lt=1, description="Strength of brightness and contrast changes, in standard deviations; turns and flips are always on."
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
     precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="Arithmetic of the networks in training.")
     workers: int = Field(0, ge=0, description="Processes that read tiles ahead; 0 reads in the training process.")
     threads: int | None = Field(None, ge=1, description="Threads of the network (default: all cores).")

@@ -12,7 +12,7 @@ from rsdistill.geo.files import atomic
 from rsdistill.reporting import Progress
 from rsdistill.training.settings import TrainingConfig
 
-FREE = {"resume", "overwrite", "device", "workers", "threads", "work", "out", "tensorboard", "offline", "devices", "nodes"}
+FREE = {"resume", "overwrite", "device", "workers", "threads", "work", "out", "tensorboard", "offline", "devices", "nodes", "strategy"}
 """Options that may change between an interruption and its resumption."""
 
 

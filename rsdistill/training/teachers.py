@@ -1,12 +1,13 @@
 """Frozen teachers: model files made to look at the batches of a tile set, alone or as an ensemble."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rsdistill.batches import Batch, Segmentation
+from rsdistill.batches import Batch, Context, Segmentation
 from rsdistill.errors import CheckpointError, ConfigError
 from rsdistill.geo.tile_index import TileSet
 from rsdistill.methods.base import size_of, upsample
@@ -39,12 +40,19 @@ class Teacher(nn.Module):
         """Whether it reads the context of its tiles."""
         return self.network.needs_context
 
+    @property
+    def thumbnail_from(self) -> int:
+        """Longest side in pixels of scenes whose context comes without a thumbnail; 0 where none has one."""
+        return self.network.thumbnail_from
+
     def forward(self, batch: Batch) -> Segmentation:
         """Return the network's answer for the tiles of ``batch``."""
-        context = batch.context
-        if context is not None and self.needs_context:
-            context = context._replace(image=self._own(context.image, context.valid))
-        return self.network(self._own(batch.image, batch.valid), context)
+        context = batch.context if self.needs_context else None
+        return self.network(self._own(batch.image, batch.valid), None if context is None else self._seen(context))
+
+    def _seen(self, context: Context) -> Context:
+        wider = None if context.wider is None else self._seen(context.wider)
+        return context._replace(image=self._own(context.image, context.valid), wider=wider)
 
     def _own(self, image: Tensor, valid: Tensor) -> Tensor:
         return (image * self.scale[:, None, None] + self.shift[:, None, None]) * valid[:, None]
@@ -57,6 +65,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.needs_context = any(member.needs_context for member in members)
+        self.thumbnail_from = max(member.thumbnail_from for member in members)
 
     def forward(self, batch: Batch) -> Segmentation:
         """Return the joint answer at the first member's stride."""
@@ -66,8 +75,14 @@ class Ensemble(nn.Module):
         return first._replace(logits=torch.stack(probabilities).mean(0).clamp_min(1e-8).log(), aux=None)
 
 
-def load_teachers(paths: Sequence[Path], wanted: int, tile_set: TileSet) -> tuple[Teacher | Ensemble, ...]:
+Prepare = Callable[[Teacher, ModelCard, Path], Teacher]
+"""Makes of a teacher, its card and its file what a method is given."""
+
+
+def load_teachers(paths: Sequence[Path], wanted: int, tile_set: TileSet, prepare: Prepare | None = None) -> tuple[Teacher | Ensemble, ...]:
     """Load the teachers of a method that takes ``wanted``: more than one for a method that takes one answer together.
+
+    Each passes through ``prepare``.
 
     Raises:
         CheckpointError: a file is no model, or reads other bands or answers other classes than ``tile_set`` has.
@@ -75,7 +90,7 @@ def load_teachers(paths: Sequence[Path], wanted: int, tile_set: TileSet) -> tupl
     """
     if not wanted:
         return ()
-    teachers = [_load(path, tile_set) for path in paths]
+    teachers = [_load(path, tile_set, prepare) for path in paths]
     if len(teachers) <= wanted:
         return tuple(teachers)
     if wanted > 1:
@@ -83,18 +98,20 @@ def load_teachers(paths: Sequence[Path], wanted: int, tile_set: TileSet) -> tupl
     return (Ensemble(teachers),)
 
 
-def _load(path: Path, tile_set: TileSet) -> Teacher:
+def _load(path: Path, tile_set: TileSet, prepare: Prepare | None) -> Teacher:
     network, card = load_model(path)
-    _check_fit(card, tile_set, path)
     ours = tile_set.card
+    _check_fit(card, network.context_ratio or ours.context_ratio, tile_set, path)
     mean, std = torch.tensor(card.mean), torch.tensor(card.std)
-    return Teacher(network, torch.tensor(ours.std) / std, (torch.tensor(ours.mean) - mean) / std)
+    teacher = Teacher(network, torch.tensor(ours.std) / std, (torch.tensor(ours.mean) - mean) / std)
+    return teacher if prepare is None else prepare(teacher, card, path)
 
 
-def _check_fit(card: ModelCard, tile_set: TileSet, path: Path) -> None:
-    pairs = {
+def _check_fit(card: ModelCard, ratio: int, tile_set: TileSet, path: Path) -> None:
+    pairs: dict[str, tuple[Any, Any]] = {
         "classes": ([entry["id"] for entry in card.classes], list(tile_set.table.ids)),
         "bands": (list(card.bands), list(tile_set.card.bands)),
+        "context_ratio": (ratio, tile_set.card.context_ratio),
     }
     for what, (theirs, here) in pairs.items():
         if theirs != here:

@@ -43,7 +43,8 @@ def validator(tile_set: TileSet, card: ModelCard, kind: Literal["auto", "scene",
         confusion = Confusion(len(tile_set.table))
         for number, tile in enumerate(tiles):
             window = pool.context_window(tile, np.random.default_rng(number))
-            batch = normalise(collate(reader, [tile], [window], Composition(1, 1, 0, network.needs_context)), mean, std, device)
+            one = Composition(1, 1, 0, network.needs_context, network.thumbnail_from)
+            batch = normalise(collate(reader, [tile], [window], one), mean, std, device)
             logits = upsample(network(batch.image, batch.context).logits.float(), (card.tile or 0, card.tile or 0))
             confusion.update(logits.max(1).indices, batch.label)
         return _figures(confusion, tile_set)

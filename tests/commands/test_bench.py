@@ -11,7 +11,9 @@ from rsdistill.errors import ConfigError, MachineError, OutputExistsError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.scenes import open_scene
 from rsdistill.inference.benchmark import repeated
-from rsdistill.inference.contestants import FreeBackend, Task, measure, missing
+from rsdistill.inference.contestants import FreeBackend, Task
+from rsdistill.inference.peers import PEERS, Peer, missing
+from rsdistill.inference.race import measure
 from rsdistill.outputs.polygon_race import draw_regions, race
 
 
@@ -80,6 +82,8 @@ def test_a_contestant_that_fails_is_named(tmp_path):
         measure(task, Path("none.tif"))
 
 
-def test_programs_that_are_not_here_say_so():
-    assert missing("no_such_program") == "no_such_program is not installed"
-    assert missing("numpy") == ""
+def test_programs_that_are_not_here_say_so(monkeypatch):
+    monkeypatch.setitem(PEERS, "nobody", Peer("no_such_program", lambda task: None, free=False))
+    monkeypatch.setitem(PEERS, "somebody", Peer("numpy", lambda task: None, free=False))
+    assert missing("nobody") == "nobody is not installed"
+    assert missing("somebody") == ""

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from rsdistill.commands.compare import compare
 from rsdistill.commands.tile import tile
 from rsdistill.commands.train_teacher import train_teacher
-from rsdistill.errors import ConfigError, TileSetError
+from rsdistill.errors import ConfigError, RsdistillError, TileSetError
 from rsdistill.geo.synthetic import write_land_cover
 
 QUICK = {"steps": 2, "batch": 4, "threads": 1, "seeds": 1, "student": "linear"}
@@ -43,6 +45,21 @@ def test_both_budgets_hold_every_method_and_the_second_call_runs_nothing(work):
     again = compare(work=work, methods="kd", set={"kd.tau": 2}, **QUICK)
     assert {path: path.stat().st_mtime_ns for path in models} == models
     assert again.data["budgets"] == result.data["budgets"]
+
+
+@pytest.mark.slow
+def test_runs_on_two_devices_are_those_on_one(work, tmp_path):
+    """Weights are compared, not scores: after two steps from zero, all classes are still nearly equal."""
+    how = {"work": work, "budget": "steps", "methods": "ce", "device": "cpu"} | QUICK
+    one, two = (compare(out=tmp_path / f"{devices}", devices=devices, **how).data["runs"] for devices in (1, 2))
+    assert [(run["method"], run["steps"]) for run in one] == [(run["method"], run["steps"]) for run in two]
+    assert all(run["peak_mb"] > 100 for run in two)
+    for method in ("ce", "kd"):
+        alone, together = (load_file(tmp_path / f"{devices}" / "runs" / f"{method}.steps.0.last.safetensors") for devices in (1, 2))
+        assert all(torch.allclose(alone[name], together[name], rtol=0, atol=1e-6) for name in alone)
+    with pytest.raises(RsdistillError, match="a step of 4 tiles does not divide among 3 devices") as caught:
+        compare(out=tmp_path / "3", devices=3, **how)
+    assert caught.value.exit_code == 2
 
 
 def test_seconds_alone_need_a_number(work):

@@ -256,11 +256,11 @@ def test_what_cannot_be_measured_is_refused_in_one_line(tmp_path: Path, work: Pa
         evaluate([scene], work=work, classes=tmp_path / "two.toml")
     with pytest.raises(MaskError, match="holds 1, which is no class"):
         evaluate(mask=[mask], labels=[tmp_path / "town_label.tif"], work=work, classes=tmp_path / "two.toml")
-    with pytest.raises(LabelError, match="no labelled pixel with a prediction in town"):
+    with pytest.raises(LabelError, match=r"no labelled pixel with a prediction in .*empty\.tif"):
         evaluate([scene], labels=[empty], work=work)
     with pytest.raises(TileSetError, match="holds no tileset"):
         evaluate(work=work)
-    with pytest.raises(ConfigError, match="--seam needs a model"):
+    with pytest.raises(ConfigError, match="--mask and --seam exclude"):
         evaluate(mask=[mask], labels=[empty], work=work, seam=True)
     assert not (work / "evaluation").exists()
 

@@ -18,6 +18,7 @@ from rsdistill.commands.tile import tile
 from rsdistill.errors import CheckpointError, ConfigError, MissingExtraError, OutputExistsError, TileSetError
 from rsdistill.geo.synthetic import write_land_cover
 from rsdistill.geo.tile_index import load_tile_set
+from rsdistill.inference.exporting import metadata
 from rsdistill.methods.base import upsample
 from rsdistill.models import ModelCard, build_network, load_model, save_model
 
@@ -81,11 +82,30 @@ def test_metadata_that_clients_read(tiny):
     assert values["model_type"] == "Segmentor"
     assert values["class_names"] == {str(i): f"class {i}" for i in range(4)}
     assert values["tile_size"] == values["tiles_size"] == 64
-    assert values["tiles_overlap"] == 25
+    assert values["tiles_overlap"] == 50
     assert values["resolution"] == 50
     assert values["standardization_mean"] == [0, 0, 0]
     assert values["standardization_std"] == [1, 1, 1]
     assert ModelCard.model_validate(values["rsdistill"]).bands == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("side", "margin", "percent"),
+    [
+        (512, 64, 25),
+        (1024, 64, 25),  # 12.5 would do, but whole per cents then end between strides
+        (640, 32, 10),
+        (640, 33, 15),
+        (224, 28, 29),
+        (96, 20, 42),  # no step of 64 holds the margin: it is what counts
+        (512, 250, 50),
+    ],
+)
+def test_clients_are_told_to_step_by_whole_strides(side, margin, percent):
+    card = ModelCard(arch="tiny", classes=[{"id": 0, "name": "a", "color": "#11aa33"}], bands=(1,), mean=(0,), std=(1,), margin=margin)
+    given = json.loads(metadata(card, side, 32)["tiles_overlap"])
+    assert given == percent
+    assert side * given // 100 >= min(2 * margin, side // 2)
 
 
 def test_stac_item_describes_the_file(tiny):
@@ -216,7 +236,9 @@ def test_int8_says_what_it_costs(work):
     fed = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
     assert convolutions
     assert all(set(node.input[:2]) <= fed for node in convolutions)
-    assert json.loads({one.key: one.value for one in graph.metadata_props}["tile_size"]) == 128
+    assert {one.key: one.value for one in graph.metadata_props} == {
+        one.key: one.value for one in onnx.load(work / "work" / "student.onnx").metadata_props
+    }
     raw = pixels(2, 128)
     graphs = work / "work" / "student.onnx", work / "small.onnx"
     exact, small = (onnxruntime.InferenceSession(path).run(None, {"image": raw / 255})[0] for path in graphs)

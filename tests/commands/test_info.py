@@ -15,7 +15,7 @@ from rasterio.enums import Resampling
 
 from rsdistill.commands import info as module
 from rsdistill.commands.info import info
-from rsdistill.errors import CheckpointError, SceneError, TileSetError
+from rsdistill.errors import CheckpointError, ConfigError, SceneError, TileSetError
 from rsdistill.geo.classes import ClassTable, LandClass
 from rsdistill.geo.windows import Grid
 from rsdistill.outputs.geotiff import LabelRasterWriter
@@ -113,3 +113,20 @@ def test_the_colours_of_a_mask_are_no_cause_for_advice(tmp_path):
     facts = info(tmp_path / "m.tif").data
     assert facts["kind"] == "mask"
     assert not any("intensities" in note for note in facts["notes"])
+
+
+def test_a_model_is_measured_where_that_is_asked_for(tmp_path: Path) -> None:
+    from rsdistill.models import ModelCard, build_network, save_model
+
+    card: dict[str, Any] = {"arch": "linear", "bands": [1, 2], "mean": [0.0, 0.0], "std": [1.0, 1.0], "classes": TABLE.to_card()}
+    save_model(tmp_path / "m.safetensors", build_network("linear", {}, 2, 2), ModelCard(**card))
+    facts = info(tmp_path / "m.safetensors", measure=True).data
+    assert facts["parameters"] == 6
+    assert facts["gmacs"] == pytest.approx(4 * 512**2 / 1e9)
+    assert facts["tiles_per_second"] > 0
+    assert "gmacs" not in info(tmp_path / "m.safetensors").data
+
+
+def test_an_exported_graph_is_not_measured(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exported graph"):
+        info(tmp_path / "m.onnx", measure=True)

@@ -51,6 +51,19 @@ def test_image_label_valid_and_context_move_together():
         assert torch.equal(after.context.valid[k], augment.turn_one(before.context.valid[k], k))
 
 
+def test_thumbnails_move_and_change_with_their_contexts():
+    before, generator = batch(), torch.Generator().manual_seed(1)
+    image, valid = torch.rand(8, 3, 10, 10, generator=generator), torch.rand(8, 10, 10, generator=generator) > 0.2
+    wider = Context(image * valid[:, None], valid, torch.tensor([[0.2, 0.5, 0.4, 0.7]]).repeat(8, 1), ALL)
+    before = before._replace(context=before.context._replace(wider=wider))
+    after = augment.apply(before, augment.Draw(ALL, torch.full((8,), 0.1), torch.full((8,), 1.5))).context.wider
+    for k in range(8):
+        known = augment.turn_one(valid[k], k)
+        assert torch.equal(after.valid[k], known)
+        torch.testing.assert_close(after.image[k], (augment.turn_one(wider.image[k], k) * 1.5 + 0.1) * known)
+        assert torch.equal(after.box[k], augment.turn_boxes(wider.box[k : k + 1], ALL[k : k + 1])[0])
+
+
 def test_light_changes_tile_and_context_alike_and_leaves_nodata_alone():
     before = batch()
     drawn = augment.Draw(torch.zeros(8, dtype=torch.long), torch.full((8,), 0.1), torch.full((8,), 1.5))

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 
 from rsdistill.batches import IGNORE
 from rsdistill.data import augment
-from rsdistill.data.dataset import BatchSource, Composition, Share, TileReader, normalise
+from rsdistill.data.dataset import BatchSource, Composition, Share, TileReader, collate, normalise, open_source
 from rsdistill.data.loading import loader, parts_of
-from rsdistill.data.pools import Pool, split_labelled
+from rsdistill.data.pools import Pool, split_labelled, thumbnail_window
 from rsdistill.errors import TileSetError
+from rsdistill.geo.context import area_mean, thumbnail
 from rsdistill.geo.tiles import Tile
 from rsdistill.geo.windows import Window
+from rsdistill.inference.canvas import context_rows
 
 
 def same(first, second):
@@ -132,6 +134,14 @@ def test_which_labels_a_fraction_keeps_is_seeded(tile_set):
     assert keep[0] != keep[2]
 
 
+def test_a_fraction_keeps_the_same_tiles_whoever_trains_and_a_smaller_one_a_part_of_them(tile_set):
+    def labelled(seed, share):
+        return set(BatchSource(tile_set, Composition(), seed=seed, labels_fraction=share).labelled.tiles.place.tolist())
+
+    assert labelled(0, 0.5) == labelled(1, 0.5)
+    assert labelled(0, 0.25) < labelled(0, 0.5)
+
+
 def test_a_tile_set_without_labels_is_refused(tile_set):
     bare = tile_set.__class__(tile_set.folder, tile_set.card, tile_set.table, tuple(t._replace(labelled=False) for t in tile_set.tiles))
     with pytest.raises(TileSetError, match="no labelled training tile"):
@@ -179,3 +189,52 @@ def test_a_context_larger_than_a_window_is_read_in_part(tile_set, monkeypatch):
     for image, valid in zip(batch.context.image, batch.context.valid, strict=True):
         found = ((windows == image[:, None, None].numpy()) | ~valid.numpy()).all((0, 3, 4))
         assert found.any()
+
+
+def test_the_box_of_a_short_tile_is_that_of_the_filled_one(tile_set):
+    """Its image is filled to the card's side; a box of the scene's part alone would stretch the context over the filling."""
+    short = Tile(0, Window(480, 464, 32, 48), "train", True)
+    batch = collate(TileReader(tile_set), [short], [Window(40, 30, 24, 34)], Composition(1, 1, 0, True))
+    assert (34 * batch.context.box[0]).tolist() == pytest.approx([20, 28, 28, 36])
+
+
+def test_thumbnails_show_the_scene_around_each_context(tile_set, monkeypatch):
+    """The thumbnail under a context's box is the area mean of that context, wherever both begin on the same pixel."""
+    monkeypatch.setattr("rsdistill.data.pools.CONTEXT_SIDE", 24)
+    reader, places = TileReader(tile_set), [Window(0, 0, 24, 24), Window(8, 32, 24, 24), Window(40, 40, 24, 24)]
+    inside = [next(t for t in tile_set.tiles if Window(*(8 * part for part in view)).intersection(t.window) == t.window) for view in places]
+    batch = collate(reader, inside, places, Composition(3, 1, 0, True, 511))
+    wider = batch.context.wider
+    assert wider.image.shape == (3, 3, 8, 8), "512 pixels at 1/64"
+    assert wider.index.tolist() == [0, 1, 2]
+    for m in range(3):
+        top, left, bottom, right = (8 * wider.box[m]).round().int().tolist()
+        assert (8 * wider.box[m] - torch.tensor([top, left, bottom, right])).abs().max() < 1e-5
+        mean, known = area_mean(batch.context.image[m].numpy().astype(np.uint8), batch.context.valid[m].numpy(), 8)
+        assert np.array_equal(wider.image[m, :, top:bottom, left:right].numpy(), mean)
+        assert np.array_equal(wider.valid[m, top:bottom, left:right].numpy(), known)
+
+
+@pytest.mark.parametrize(("threshold", "shown"), [(0, False), (512, False), (511, True)])
+def test_only_scenes_above_the_threshold_have_a_thumbnail(tile_set, threshold, shown):
+    source = BatchSource(tile_set, Composition(2, 1, 0, True, threshold), seed=0)
+    assert (source[0].context.wider is not None) == shown
+
+
+@pytest.mark.parametrize("size", [(2, 3), (300, 200), (512, 513), (1563, 1200)])
+def test_a_thumbnail_is_seen_around_its_context_and_no_further_than_it_goes(size):
+    for row, col in ((0, 0), (8 * size[0] - 16, 8 * size[1] - 16), (4 * size[0], 4 * size[1])):
+        view = thumbnail_window(Window(max(0, row), max(0, col), 16, 16), size)
+        assert (view.height, view.width) == tuple(min(side, 512) for side in size)
+        assert view.intersection(Window(0, 0, *size)) == view
+        assert view.row <= max(0, row) // 8 < view.stop[0]
+        assert view.col <= max(0, col) // 8 < view.stop[1]
+
+
+def test_the_thumbnail_of_the_context_raster_is_that_of_the_scene(tile_set):
+    """What training reads and what mapping makes of the scene itself are the same pixels."""
+    values, valid = TileReader(tile_set).thumbnail(0)
+    with open_source(tile_set, 0) as scene:
+        made, known = thumbnail((rows.image, rows.valid) for rows in context_rows(scene, tile_set.card.bands, 8, 0))
+    assert np.array_equal(values, made)
+    assert np.array_equal(valid, known)

@@ -70,6 +70,7 @@ def test_a_worker_is_replaced_once_and_the_batches_are_the_same(tile_set, counte
     assert "scenes/bad.tif" in heard.warned[0]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 def test_a_worker_that_dies_again_is_named_with_its_file(tile_set, counter):
     with pytest.raises(MachineError, match=r"a reading process died while reading scenes/bad\.tif"):
         list(loader(Troubled(tile_set, counter, die, times=2), parts_of(range(4)), workers=2))

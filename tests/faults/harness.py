@@ -1,9 +1,12 @@
 """A small world that works (scene, labels, classes, tile set, model) and ways to run commands in it; the fuzzer uses it too."""
 
+import ctypes
 import io
 import json
 import os
+import platform
 import signal
+import struct
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -92,6 +95,49 @@ def finish(process, seconds=120):
         process.communicate()
         raise
     return Ended(process.returncode, out or "", err or "")
+
+
+def every_command(world, out):
+    """Commands that write, small but real, and the result of each, by name; all of them end well as they are."""
+    work, quick = ["--work", world.work], ["--steps", 4, "--batch", 2, "--threads", 1]
+    labels, linear = ["--labels", world.labels], ["--student", "linear", "--calibrate", 0, *quick]
+    commands = {
+        "tile": (["tile", world.scene, *labels, "--classes", world.classes, "--tile", 64], "tiles"),
+        "train-teacher": (["train-teacher", *work, "--arch", "linear", *quick], "t.safetensors"),
+        "distill": (["distill", *work, "--method", "kd", "--teacher", "student", *linear], "s.safetensors"),
+        "predict": (["predict", world.scene, *work], "m.tif"),
+        "predict polygons": (["predict", world.scene, *work], "m.gpkg"),
+        "evaluate": (["evaluate", world.scene, *labels, *work], "evaluation"),
+        "export": (["export", "student", *work], "m.onnx"),
+        "compare": (["compare", *work, "--teacher", "student", "--seeds", 1, "--budget", "steps", *linear[:2], *quick], "comparison"),
+    }
+    return {name: ([*command, "--out", out / result, "-q"], out / result) for name, (command, result) in commands.items()}
+
+
+def content(path):
+    """Bytes of a file, or of every file in a folder by its name."""
+    if path.is_dir():
+        return {str(one.relative_to(path)): one.read_bytes() for one in sorted(path.rglob("*")) if one.is_file()}
+    return path.read_bytes()
+
+
+def refused_by_the_kernel(calls, error):
+    """Return what a process has to call first so that the kernel answers these system calls with ``error``, to it and its children."""
+    numbers = [SYSTEM_CALLS[platform.machine()][call] for call in calls]
+
+    def deny():
+        libc = ctypes.CDLL(None, use_errno=True)
+        jumps = [(0x15, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
+        lines = [(0x20, 0, 0, 0), *jumps, (0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050000 | error)]
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
+        program = struct.pack("HxxxxxxP", len(lines), ctypes.addressof(code))
+        if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0):
+            raise OSError(ctypes.get_errno(), "this system filters no calls")
+
+    return deny
+
+
+SYSTEM_CALLS = {"x86_64": {"fsync": 74, "fdatasync": 75}, "aarch64": {"fsync": 82, "fdatasync": 83}}
 
 
 def litter(folder):

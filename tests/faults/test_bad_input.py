@@ -4,11 +4,14 @@ import json
 import os
 import pickle
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
+import rasterio
 from harness import ended, litter, noise, place_of, write_linear, write_raster
 
 CASES = {}
@@ -239,6 +242,43 @@ def a_folder_of_somebody_else(world, folder):
     return ["tile", world.scene, "--labels", world.labels, "--classes", world.classes, "--out", folder, "--overwrite"]
 
 
+@case("--out", "s.tif does not end in .safetensors")
+def a_model_named_as_a_raster(world, folder):
+    return ["distill", "--work", world.work, "--method", "ce", "--steps", 1, "--out", folder / "s.tif"]
+
+
+@case("unknown device 'tpu'", "cuda:1")
+def a_device_that_is_none(world, folder):
+    return predict(world, world.scene, "--device", "tpu", folder=folder)
+
+
+@case("device 'cuda:99' is not there", "--device cpu", code=3)
+def a_device_that_is_not_there(world, folder):
+    return predict(world, world.scene, "--device", "cuda:99", folder=folder)
+
+
+@case("tiles of 32 pixels need", "--max-memory allows 100", "--overlap", code=3)
+def tiles_that_would_exhaust_memory(world, folder):
+    return [*labelled(world, folder, np.ones((256, 256), np.uint8)), "--tile", 32, "--overlap", 31, "--max-memory", 100]
+
+
+@case("bands of", "many.tif need", "--bands", code=3)
+def bands_that_would_exhaust_memory(world, folder):
+    many = write_raster(folder / "many.tif", noise(60))
+    return ["tile", many, "--unlabelled", "--classes", world.classes, "--tile", 64, "--max-memory", 1, "--out", folder / "tiles"]
+
+
+@case("windows of", "--max-memory allows 1", code=3)
+def an_evaluation_that_would_exhaust_memory(world, folder):
+    return ["evaluate", world.scene, "--labels", world.labels, "--work", world.work, "--max-memory", 1, "--out", folder / "e"]
+
+
+@case("m.txt is a file", "name a folder")
+def a_folder_of_results_named_as_a_file(world, folder):
+    (folder / "m.txt").touch()
+    return ["evaluate", world.scene, "--labels", world.labels, "--work", world.work, "--out", folder / "m.txt"]
+
+
 @case("is the scene")
 def the_scene_as_output(world, folder):
     (folder / "link.tif").symlink_to(world.scene)
@@ -422,6 +462,28 @@ def test_a_place_that_is_no_map_is_mapped_all_the_same(tmp_path, crs):
     outs = [option for suffix in (".tif", ".gpkg", ".png") for option in ("--out", tmp_path / f"m{suffix}")]
     run = ended("predict", scene, "--model", tmp_path / "m.safetensors", *outs, "-q")
     assert run.code == 0, run.err
+
+
+def test_labels_on_a_plane_of_their_own_are_refused(world, tmp_path):
+    with rasterio.open(world.labels) as file:
+        values, profile = file.read(), file.profile
+    with rasterio.open(tmp_path / "l.tif", "w", **profile | {"crs": LOCAL}) as file:
+        file.write(values)
+    run = ended("tile", world.scene, "--labels", tmp_path / "l.tif", "--classes", world.classes, "--out", tmp_path / "tiles")
+    check(run, 2, ("l.tif", "site grid", "same CRS"))
+    assert not (tmp_path / "tiles").exists()
+
+
+def test_an_index_whose_text_is_no_text_is_damaged(world, tmp_path):
+    shutil.copytree(world.work / "tiles", tmp_path / "tiles")
+    with closing(sqlite3.connect(tmp_path / "tiles" / "tiles.gpkg")) as database:
+        database.execute("DROP TRIGGER IF EXISTS rtree_tiles_geom_update1")
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")]
+        for name in names:
+            database.execute(f"DROP TRIGGER {name}")
+        database.execute("UPDATE tiles SET split = CAST(X'ff74' AS TEXT)")
+        database.commit()
+    check(ended("info", tmp_path / "tiles"), 2, ("tiles.gpkg is damaged",))
 
 
 def test_an_unknown_method_is_named_before_its_teacher(world):

@@ -6,9 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
-from harness import ended, litter
+from harness import ended, every_command, litter, noise, write_raster
+
+from rsdistill.errors import SceneError
+from rsdistill.geo.scenes import open_scene
+from rsdistill.geo.windows import Window
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits and permissions")
 OUTPUTS = ("m.tif", "m.gpkg", "m.fgb", "m.geojson", "m.parquet", "m.png")
@@ -81,6 +86,23 @@ def test_training_on_a_disk_that_takes_no_more(world, tmp_path, file_limit):
     assert ended(*train).code == 0
 
 
+@pytest.mark.parametrize("name", ["evaluate", pytest.param("export", marks=pytest.mark.slow)])
+def test_reports_and_exports_on_a_disk_that_takes_no_more(world, tmp_path, file_limit, name):
+    if name == "export":
+        pytest.importorskip("onnxscript")
+    command, result = every_command(world, tmp_path)[name]
+    for size in (0, 200, 1000):
+        file_limit(size)
+        run = ended(*command)
+        file_limit(resource.RLIM_INFINITY)
+        assert run.code == 3, (size, run.err)
+        assert run.err.count("\n") == 1
+        assert not (result / "report.html").exists()
+        assert result.is_dir() or not result.exists()
+        assert litter(tmp_path) == []
+    assert ended(*command, "--overwrite").code == 0
+
+
 def mounted(size, command):
     """Run a shell command where ``$DISK`` is a file system of ``size`` bytes, in a mount namespace of its own."""
     script = f'mount -t tmpfs -o size={size} tmpfs "$DISK" && {command}'
@@ -149,6 +171,28 @@ def test_a_folder_that_is_removed_while_a_map_is_made(world, tmp_path, monkeypat
     run = ended(*predict(world, tmp_path / "out" / "m.tif"))
     assert run.code == 3, run.err
     assert "m.tif" in run.line
+
+
+def test_a_disk_that_fails_for_a_moment_is_asked_again(tmp_path):
+    """Half of the scene is gone when it is read, and back a moment later, as on a disk of the network."""
+    path = write_raster(tmp_path / "s.tif", noise(height=256, width=256), blockysize=8)
+    whole = path.read_bytes()
+    with open_scene(path) as scene:
+        window = Window(200, 0, 56, 256)
+        expected, _ = scene.read(window, (1, 2, 3))
+        scene.close()
+        scene.read(Window(0, 0, 1, 1), (1,))
+        os.truncate(path, len(whole) // 2)
+        healing = threading.Timer(0.05, path.write_bytes, [whole])
+        healing.start()
+        found, valid = scene.read(window, (1, 2, 3))
+        healing.join()
+        assert (found == expected).all()
+        assert valid.all()
+        os.truncate(path, len(whole) // 2)
+        scene.close()
+        with pytest.raises(SceneError, match="rows 200 to 255"):
+            scene.read(window, (1, 2, 3))
 
 
 def test_a_scene_that_is_cut_while_it_is_read(world, tmp_path, monkeypatch):

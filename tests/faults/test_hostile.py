@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import rasterio
-from harness import ended, litter, noise, place_of, write_linear, write_raster
+from harness import GRID, ended, litter, noise, place_of, write_linear, write_raster
 
 
 def refused(run, *says, code=2):
@@ -172,6 +172,27 @@ def test_names_are_only_names(world, tmp_path, monkeypatch, name):
     assert not (tmp_path / "hacked").exists()
 
 
+def test_names_are_only_names_in_tile_sets_and_reports(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, name in enumerate(NAMES):
+        apart = {"transform": GRID * GRID.translation(100 * number, 0)}
+        write_raster(folder / f"{name[:200]}.tif", noise(), **apart)
+        write_raster(folder / f"{name[:200]}_label.tif", np.ones((64, 64), np.uint8), **apart)
+    runs = [
+        ["tile", folder, "--classes", world.classes, "--tile", 32, "--work", tmp_path / "w", "--chips", "-q"],
+        ["distill", "--work", tmp_path / "w", "--method", "ce", "--student", "linear", "--steps", 1, "--calibrate", 0, "-q"],
+        ["evaluate", "--work", tmp_path / "w", "-q"],
+        ["check", tmp_path / "w" / "tiles", "-q"],
+    ]
+    for arguments in runs:
+        run = ended(*arguments)
+        assert run.code == 0, (arguments[0], run.err)
+    assert litter(tmp_path) == []
+    assert not list(tmp_path.rglob("hacked"))
+
+
 def test_a_name_cannot_steer_the_terminal(tmp_path):
     run = ended("info", tmp_path / "\x1b[2J\rnone.tif")
     refused(run, "none.tif")
@@ -243,6 +264,24 @@ def test_a_reader_that_has_had_enough_is_no_fault(world):
     command = f'"{sys.executable}" -m rsdistill info "{world.scene}" --json -q | true; exit "${{PIPESTATUS[0]}}"'
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=240)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_sparse_scene_is_tiled_in_bounded_memory(world, tmp_path):
+    """A hundred thousand columns; in a process of its own, whose memory nobody else has touched."""
+    place = place_of(world)
+    layout = {"driver": "GTiff", "height": 10_000, "width": 100_000, "count": 3, "dtype": "uint8", "tiled": True, "sparse_ok": True}
+    with rasterio.open(tmp_path / "s.tif", "w", nodata=0, compress="deflate", bigtiff="yes", **place, **layout) as file:
+        file.write(noise(3, 2048, 2048), window=rasterio.windows.Window(51_200, 5_120, 2048, 2048))
+    with rasterio.open(tmp_path / "s_label.tif", "w", nodata=0, compress="deflate", **place, **(layout | {"count": 1})) as file:
+        file.write(np.full((1, 2048, 2048), 2, np.uint8), window=rasterio.windows.Window(51_200, 5_120, 2048, 2048))
+    arguments = ["tile", tmp_path / "s.tif", "--classes", world.classes, "--out", tmp_path / "tiles", "-q"]
+    script = "import resource, sys; from rsdistill.cli import run; code = run(sys.argv[1:])\n"
+    script += "sys.stderr.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)); sys.exit(code)"
+    run = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stderr.split()[-1]) < 1536 << 10
 
 
 @pytest.mark.slow

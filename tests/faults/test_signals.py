@@ -134,7 +134,7 @@ def test_training_says_how_to_go_on_and_does(world, tmp_path, number, code):
     whole = finish(spawn(*train(world, undisturbed)), SECONDS)
     assert whole.code == 0, whole.err
     process = spawn(*train(world, out))
-    assert wait_for(process, (tmp_path / "b.state.pt").exists)
+    assert wait_for(process, (tmp_path / "b.log.csv").exists)
     run, seconds = interrupted(process, number)
     assert (run.code, run.out) == (code, "")
     assert seconds < 5
@@ -211,7 +211,7 @@ def test_a_run_under_nohup_does_not_mind_the_terminal_going(world, large, tmp_pa
 @pytest.mark.slow
 def test_no_reader_outlives_a_killed_training(world, tmp_path):
     process = spawn(*train(world, tmp_path / "a.safetensors", steps=100_000), "--workers", 2)
-    assert wait_for(process, (tmp_path / "a.state.pt").exists)
+    assert wait_for(process, (tmp_path / "a.log.csv").exists)
     readers = psutil.Process(process.pid).children(recursive=True)
     assert len(readers) >= 2
     process.kill()

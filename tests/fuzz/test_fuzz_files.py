@@ -9,6 +9,7 @@ import shutil
 import struct
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,9 @@ FINE = {0, 2, 3, 6}
 TELLING = [0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 
 
+HANG, DEATH = "hang", "death"
+
+
 class Target(NamedTuple):
     """A file that a command reads."""
 
@@ -38,6 +42,36 @@ class Answer(NamedTuple):
     code: int
     err: str
     peak: int
+
+
+class Fuzzed(NamedTuple):
+    """What became of all files."""
+
+    seed: int
+    seconds: float
+    answers: Counter
+    """How often each exit code was the answer, or how a process failed."""
+    slowest: float
+    """Seconds of processor time of one answer."""
+    first_peak: int
+    """Most bytes that the process had used when every valid file had been read once."""
+    peak: int
+    """Most bytes that any process used."""
+    found: dict
+    """Complaints, each with the first file that caused it and the command."""
+
+    def summary(self):
+        """One line a figure, for a person."""
+        codes = ", ".join(f"exit {code}: {count}" if isinstance(code, int) else f"{code}: {count}" for code, count in self.answers.items())
+        broken = sum(count for code, count in self.answers.items() if isinstance(code, int) and code not in FINE)
+        ends = f"tracebacks: {broken}, hangs over {HANG_SECONDS:g} s: {self.answers[HANG]}, processes that died: {self.answers[DEATH]}"
+        lines = [
+            f"seed {self.seed}: {self.answers.total()} mutated files in {self.seconds:.0f} s ({codes})",
+            f"{ends}, complaints of any kind: {len(self.found)}",
+            f"slowest answer: {self.slowest:.1f} s of processor time",
+            f"memory: {self.first_peak >> 20} MiB after every valid file, {self.peak >> 20} MiB at most",
+        ]
+        return "\n".join(lines)
 
 
 def targets(world, folder):
@@ -74,6 +108,8 @@ def targets(world, folder):
     ring = [[300_000.0, 4_999_990.0], [300_020.0, 4_999_990.0], [300_020.0, 4_999_970.0], [300_000.0, 4_999_990.0]]
     feature = {"type": "Feature", "properties": {"class_id": 1}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
     (folder / "p.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    mask = Path(shutil.copy(labels, folder / "mask.tif"))
+    measure = ["evaluate", "--labels", labels, "--classes", folder / "classes.toml", "--out", folder / "e", "--overwrite", "-q", "--mask"]
     shutil.copytree(world.work / "tiles", folder / "tiles")
     tile = ["tile", scene, "--classes", folder / "classes.toml", "--out", folder / "made", "--tile", 32, "--overwrite", "-q", "--labels"]
     return [
@@ -84,6 +120,8 @@ def targets(world, folder):
         Target(folder / "classes.csv", ["check", folder / "classes.csv"]),
         Target(folder / "run.toml", [*predict, scene, "--config", folder / "run.toml", "--dry-run"]),
         Target(labels, [*tile, labels]),
+        Target(mask, [*measure, mask]),
+        Target(mask, ["style", mask, "--classes", folder / "classes.toml"]),
         Target(folder / "p.geojson", [*tile, folder / "p.geojson"]),
         Target(folder / "m.safetensors", [*predict, scene]),
         Target(folder / "m.safetensors", ["info", folder / "m.safetensors"]),
@@ -156,10 +194,10 @@ class Server:
             while self.busy() - before < seconds and time.monotonic() - start < ASLEEP_SECONDS:
                 if self.pipe.poll(1):
                     return self.pipe.recv()
-            fault = f"no answer within {seconds:g} s of processor time or {ASLEEP_SECONDS:g} s"
+            fault = f"{HANG}: no answer within {seconds:g} s of processor time or {ASLEEP_SECONDS:g} s"
         except (EOFError, psutil.Error):
             self.process.join()
-            fault = f"died with {self.process.exitcode}"
+            fault = f"{DEATH}: died with {self.process.exitcode}"
         self.stop()
         self.start()
         self.ask(["--version"], 120)  # what is imported does not count as a hang
@@ -189,8 +227,8 @@ def complaint(answer):
 
 
 def fuzz(world, folder, seconds, rounds, seed):
-    """Mutate and run until the time or the rounds are over; return (commands run, complaints with the files that caused them)."""
-    chance, found, done = random.Random(seed), {}, 0
+    """Mutate and run until the time or the rounds are over."""
+    chance, found, answers, slowest, peak = random.Random(seed), {}, Counter(), 0.0, 0
     chosen = targets(world, folder)
     server = Server()
     try:
@@ -198,21 +236,26 @@ def fuzz(world, folder, seconds, rounds, seed):
             answer = server.ask(target.command, 120)
             assert isinstance(answer, Answer), (target, answer)
             assert answer.code in (0, 2), (target, answer)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and done < rounds:
+            first_peak = peak = max(peak, answer.peak)
+        start = time.monotonic()
+        while time.monotonic() < start + seconds and answers.total() < rounds:
             target = chance.choice(chosen)
             original = target.file.read_bytes()
             content = mutated(original, chance)
             target.file.write_bytes(content)
-            if wrong := complaint(server.ask(target.command)):
+            before = server.busy()
+            answer = server.ask(target.command)
+            if isinstance(answer, Answer):
+                slowest, peak = max(slowest, server.busy() - before), max(peak, answer.peak)
+            answers[answer.code if isinstance(answer, Answer) else answer.partition(":")[0]] += 1
+            if wrong := complaint(answer):
                 kept = folder.parent / f"{folder.name}-fault-{len(found)}-{target.file.name}"
                 kept.write_bytes(content)
                 found.setdefault(wrong, (kept, " ".join(map(str, target.command))))
             target.file.write_bytes(original)
-            done += 1
     finally:
         server.stop()
-    return done, found
+    return Fuzzed(seed, time.monotonic() - start, answers, slowest, first_peak, peak, found)
 
 
 def report(found):
@@ -222,17 +265,20 @@ def report(found):
 def test_a_few_mutated_files(world, tmp_path):
     folder = tmp_path / "files"
     folder.mkdir()
-    done, found = fuzz(world, folder, seconds=60, rounds=120, seed=int(os.environ.get("RSDISTILL_FUZZ_SEED", "1")))
-    assert done
-    assert not found, report(found)
+    fuzzed = fuzz(world, folder, seconds=60, rounds=120, seed=int(os.environ.get("RSDISTILL_FUZZ_SEED", "1")))
+    assert fuzzed.answers.total()
+    assert not fuzzed.found, report(fuzzed.found)
 
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(0)
-def test_mutated_files_for_minutes(world, tmp_path):
+def test_mutated_files_for_minutes(world, tmp_path, capsys):
     """Ten minutes, or RSDISTILL_FUZZ_SECONDS; the seed is printed, and RSDISTILL_FUZZ_SEED repeats it."""
     folder = tmp_path / "files"
     folder.mkdir()
     seed = int(os.environ.get("RSDISTILL_FUZZ_SEED", time.time_ns()))
-    done, found = fuzz(world, folder, float(os.environ.get("RSDISTILL_FUZZ_SECONDS", "600")), sys.maxsize, seed)
-    assert not found, f"seed {seed}, {done} files\n{report(found)}"
+    fuzzed = fuzz(world, folder, float(os.environ.get("RSDISTILL_FUZZ_SECONDS", "600")), sys.maxsize, seed)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{fuzzed.summary()}\n")
+    assert not fuzzed.found, report(fuzzed.found)
+    assert fuzzed.peak < PEAK_BYTES

@@ -11,8 +11,9 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from rsdistill.errors import TileSetError
+from rsdistill.geo import tile_index, tiles
 from rsdistill.geo.classes import ClassTable, LandClass
-from rsdistill.geo.tile_index import SceneEntry, TileRow, TileSetCard, load_tile_set, nearby_path, write_card, write_index
+from rsdistill.geo.tile_index import SceneEntry, TileRow, TileSetCard, index_path, load_tile_set, nearby_path, write_card, write_index
 from rsdistill.geo.tiles import Tile
 from rsdistill.geo.windows import Grid, Window
 
@@ -121,6 +122,39 @@ def test_a_card_that_cannot_be_is_named(folder: Path, tmp_path: Path):
         path.write_text(text)
         with pytest.raises(TileSetError, match=message):
             load_tile_set(folder)
+
+
+@pytest.fixture
+def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same tiles in an index as it is written for millions."""
+    (folder / "tiles.gpkg").unlink()
+    monkeypatch.setattr(tile_index, "MOST_ROWS", 2)
+    monkeypatch.setattr(tiles, "CHUNK", 2)
+    write_index(folder, ROWS, GRIDS, TABLE)
+    return folder
+
+
+def test_an_index_of_millions_is_geoparquet_and_reads_the_same(large: Path):
+    assert index_path(large) == large / "tiles.parquet"
+    assert not (large / "tiles.gpkg").exists()
+    assert load_tile_set(large).tiles == tuple(Tile("ab".index(row.scene), row.window, row.split, row.labelled) for row in ROWS)
+    frame = geopandas.read_parquet(large / "tiles.parquet")
+    assert frame.crs.to_epsg() == 32633
+    assert frame.geometry[1].bounds == (500_064, 4_000_000 - 128, 500_192, 4_000_000)
+    assert frame["class_4"].tolist() == [0.25, 0, 0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "columns", "other"])
+def test_a_damaged_index_of_millions_is_named(large: Path, damage: str):
+    path = large / "tiles.parquet"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-300])
+    elif damage == "other":
+        path.write_bytes(b"GeoParquet it is not")
+    else:
+        geopandas.read_parquet(path).drop(columns="split").to_parquet(path)
+    with pytest.raises(TileSetError, match=r"tiles\.parquet is damaged"):
+        load_tile_set(large)
 
 
 def test_a_missing_index_is_named(folder: Path):

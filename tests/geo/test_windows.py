@@ -27,6 +27,7 @@ def test_every_pixel_lies_in_one_core(height: int, width: int, tiles: int, margi
             assert core.intersection(read) == core
             assert read.height <= made.tile[0] <= tile
             assert made.tile[0] % stride == made.tile[1] % stride == 0
+            assert tile - 2 * margin < stride or read.row % stride == read.col % stride == 0
             assert core.row == 0 or core.row - read.row >= margin
             assert core.stop[0] == height or read.stop[0] - core.stop[0] >= margin
             assert core.col == 0 or core.col - read.col >= margin
@@ -38,9 +39,14 @@ def test_every_pixel_lies_in_one_core(height: int, width: int, tiles: int, margi
 def test_windows_are_spread_evenly_and_snug():
     made = plan(1000, 1000, 512, 32, 32)
     assert made.tile == (384, 384)
-    assert [start for start, _, _ in made.rows] == [0, 308, 616]
+    assert [start for start, _, _ in made.rows] == [0, 320, 640]
     assert made.overlap_factor == pytest.approx((3 * 384 / 1000) ** 2)
     assert plan(100, 40, 512, 32, 32).tile == (128, 64)
+
+
+def test_windows_of_one_size_begin_where_those_of_its_stride_do():
+    assert [start for start, _, _ in plan(1974, 1974, 512, 64, 512).rows] == [0, 384, 768, 1152, 1536]
+    assert len(plan(1974, 1974, 512, 64, 512)) == len(plan(1974, 1974, 512, 64, 1))
 
 
 def test_a_plan_that_cannot_be_is_refused():

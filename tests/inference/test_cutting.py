@@ -10,8 +10,8 @@ from rsdistill.inference.cutting import BLOCK, cut
 from rsdistill.inference.engine import Job
 
 
-def everywhere(_window):
-    return True
+def everywhere(rows, cols):
+    return np.ones((len(rows) - 1, len(cols) - 1), bool)
 
 
 @settings(max_examples=200, deadline=None)
@@ -57,9 +57,16 @@ def test_blended_windows_are_cut_where_one_lies_across():
 def test_work_is_shared_by_what_holds_data():
     windows = plan(10_000, 10_000, 1000, 0)
     full = Window(0, 0, 10_000, 10_000)
-    left = cut(windows, full, "core", batch=1, count=2, holds_data=lambda cell: cell.col < 2000)
+    left = cut(windows, full, "core", batch=1, count=2, holds_data=lambda rows, cols: everywhere(rows, cols) & (np.array(cols[:-1]) < 2000))
     assert [part.width for part in left] == [10_000, 10_000]
-    upper = cut(windows, full, "core", batch=1, count=2, holds_data=lambda cell: cell.row < 4000)
+    upper = cut(
+        windows,
+        full,
+        "core",
+        batch=1,
+        count=2,
+        holds_data=lambda rows, cols: everywhere(rows, cols) & (np.array(rows[:-1])[:, None] < 4000),
+    )
     assert [part.height for part in upper] == [2000, 8000]
 
 

@@ -63,6 +63,22 @@ def test_every_pixel_gets_its_own_class(
     assert sum(read.height for read in scene.reads) == height, "each row is read once"
 
 
+def test_a_network_that_sees_whole_cells_draws_one_map_whatever_the_windows(array_scene, oracle):
+    """As any network with strided layers does: its cells are counted from a window's corner, so windows must begin on cells."""
+
+    class Cells(oracle):
+        def __call__(self, images, valid, windows):
+            return super().__call__(images[:, :, ::8, ::8].repeat(8, 2).repeat(8, 3), valid, windows)
+
+    codes, valid = drawn(203, 331, 0, 0.0)
+    maps = [
+        gathered(strips(array_scene(codes, valid), Cells(CLASSES, 8), bands=[1], tile=tile, margin=margin), 203, 331)
+        for tile, margin in ((336, 0), (64, 8), (64, 11), (128, 0), (40, 3))
+    ]
+    assert np.array_equal(maps[0], codes[0, ::8, ::8].repeat(8, 0).repeat(8, 1)[:203, :331])
+    assert all(np.array_equal(one, maps[0]) for one in maps)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     place=st.tuples(st.integers(0, 59), st.integers(0, 49)),
@@ -153,6 +169,40 @@ def test_an_error_of_the_scene_comes_out_and_stops_the_reader(array_scene, oracl
 
     with pytest.raises(OSError, match="torn"):
         list(strips(Broken(*drawn(1024, 8, 0, 0)), oracle(CLASSES), bands=[1], tile=8, margin=0))
+
+
+def test_a_network_that_fails_stops_the_reader(array_scene, oracle):
+    """At once, and not when the error's traceback is let go of: by then no thread may be started any more."""
+    closed = []
+
+    class Handle(array_scene):
+        def reopen(self):
+            return Handle(self.image, self.valid)
+
+        def __exit__(self, *_):
+            closed.append(True)
+
+    class Failing(oracle):
+        def __call__(self, images, valid, windows):
+            raise RuntimeError("out of everything")
+
+    with pytest.raises(RuntimeError, match="out of everything") as caught:
+        list(strips(Handle(*drawn(2048, 8, 0, 0)), Failing(CLASSES), bands=[1], tile=8, margin=0))
+    assert caught.tb is not None
+    assert closed == [True]
+
+
+def test_who_takes_no_more_strips_stops_the_reader(array_scene, oracle):
+    closed = []
+
+    class Handle(array_scene):
+        def __exit__(self, *_):
+            closed.append(True)
+
+    found = strips(Handle(*drawn(2048, 8, 0, 0)), oracle(CLASSES), bands=[1], tile=8, margin=0)
+    next(found)
+    found.close()
+    assert closed == [True]
 
 
 @pytest.mark.parametrize("blend", ["core", "hann"])

@@ -1,5 +1,9 @@
 """Strips kept on disk: what comes back is what was kept, whatever a crash tore."""
 
+import resource
+import signal
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -90,7 +94,7 @@ def test_bad_input_leaves_no_journal(tmp_path):
 def test_two_runs_on_one_output_are_told_apart(tmp_path):
     with (
         Journal(tmp_path / "m.tif", {}, resume=False),
-        pytest.raises(LockError, match=r"another run is writing .*m\.tif"),
+        pytest.raises(LockError, match=r"m\.tif is being written by process \d+ on"),
         Journal(tmp_path / "m.tif", {}, resume=False),
     ):
         pass
@@ -100,3 +104,20 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="cannot write"), Journal(tmp_path / "file" / "m.tif", {}, resume=False):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+@pytest.mark.parametrize("size", [0, 40])
+def test_a_disk_that_takes_no_more_is_told_with_the_file_s_name(tmp_path, size):
+    """And not once more, without it, when the file is closed over what could not be written."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with (
+            pytest.raises(DiskError, match=r"m\.tif\.(journal|lock): File too large"),
+            Journal(tmp_path / "m.tif", {}, resume=False) as journal,
+        ):
+            list(journal.kept(lambda row: iter([Strip(0, np.random.default_rng(0).integers(0, 9, (64, 64), np.uint8))])))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from rsdistill.inference.backends import Backend
-from rsdistill.inference.symmetries import D4Backend, symmetries
+from rsdistill.inference.symmetries import D4Backend, symmetries, turned
 
 
 class Corner(Backend):
@@ -32,3 +32,10 @@ def test_there_are_eight_symmetries():
     square = np.arange(9).reshape(3, 3)
     seen = {tuple(np.rot90(square[:, ::-1] if mirrored else square, quarters).ravel()) for quarters, mirrored in symmetries()}
     assert len(seen) == 8
+
+
+def test_turned_pixels_lie_forward_in_memory():
+    """Torch takes no others, and numpy calls an array with a side of one pixel contiguous whatever its strides."""
+    for shape in [(1, 1, 1), (2, 1, 5), (2, 5, 1), (2, 3, 4)]:
+        for symmetry in symmetries():
+            assert min(turned(np.zeros(shape, np.uint8), *symmetry).strides) > 0

@@ -160,6 +160,22 @@ def test_tiles_from_one_canvas_equal_tiles_with_their_own(lively: Lively, image:
             assert torch.allclose(network(image[n : n + 1], own).logits[0], together[n], atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["bn", "ln"])
+def test_overlapping_tiles_agree_inside_their_margins(lively: Lively, norm: str) -> None:
+    """Two tiles of one scene, half of each under the other: what their encoders' padding reaches apart, they say the same."""
+    network, scene = lively("ginet", norm=norm), torch.randn(1, 3, 32, 2560)
+    with torch.no_grad():
+        canvas = network.encode_context(torch.randn(1, 3, 4, 320), torch.ones(1, 4, 320, dtype=torch.bool))
+        boxes = torch.tensor([[0.0, 0.0, 1.0, 0.8], [0.0, 0.2, 1.0, 1.0]])
+        left, right = (
+            network.decode(scene[..., start : start + 2048], canvas, box[None], torch.tensor([0])).logits
+            for start, box in zip((0, 512), boxes, strict=True)
+        )
+    first, second = left[..., 128 + 128 : 512 - 128], right[..., 128 : 384 - 128]
+    assert first.shape[-1] == 128
+    assert (first - second).abs().max() <= 1e-5 * max(1.0, float(left.std()))
+
+
 def test_a_tile_may_reach_beyond_its_context(lively: Lively, image: Tensor, context: Context) -> None:
     network = lively("ginet")
     beyond = context._replace(box=context.box + 0.9)

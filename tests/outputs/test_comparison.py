@@ -4,8 +4,9 @@ import re
 from math import isnan, sqrt
 
 import pytest
+from matplotlib.collections import PathCollection
 
-from rsdistill.outputs.comparison import draw_comparison, markdown, paired, summarise, write_comparison
+from rsdistill.outputs.comparison import comparison_figure, draw_comparison, markdown, paired, summarise, write_comparison
 
 
 def run(method, seed, miou, ms=100.0):
@@ -53,6 +54,14 @@ def test_markdown_has_a_table_for_each_budget():
 def test_the_picture_is_a_png(tmp_path):
     draw_comparison({"budgets": {"steps": summarise(RUNS)}}, tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_names_every_method_once_and_shows_every_run():
+    many = [run(f"m{k}", seed, 0.3 + 0.001 * k + 0.01 * seed) for k in range(11) for seed in range(3)]
+    (panel,) = comparison_figure({"budgets": {"steps": summarise(many)}, "runs": many}).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == [f"m{k}" for k in reversed(range(11))]
+    rings = sorted(x for shown in panel.collections if isinstance(shown, PathCollection) for x, _ in shown.get_offsets().tolist())
+    assert rings == pytest.approx(sorted(100 * one["miou"] for one in many))
 
 
 def test_the_page_is_whole_and_shows_each_class_and_run(tmp_path):

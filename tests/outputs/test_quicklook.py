@@ -63,10 +63,21 @@ def test_over_its_scene_classes_keep_their_hue(tmp_path: Path) -> None:
     draw_quicklook(tmp_path / "mask.tif", tmp_path / "over.png", TABLE, scene=tmp_path / "scene.tif")
     assert (tmp_path / "over.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
     field = paint(np.zeros((2, 2), np.uint8), TABLE.colors)
-    shaded = shade(field, np.full((2, 2, 3), 100, np.uint8)).astype(float)
+    shaded = shade(field, np.zeros((2, 2), np.uint8), np.full((2, 2, 3), 100, np.uint8)).astype(float)
     ratio = shaded / field
     assert ratio.max() - ratio.min() < 0.02
-    assert 0.4 < ratio.mean() < 0.9
+    assert 0.8 < ratio.mean() < 0.95
+
+
+def test_dark_ground_keeps_the_colour_of_its_legend_and_shows_its_texture() -> None:
+    light, index = np.full((80, 80, 3), 12, np.uint8), np.zeros((80, 80), np.uint8)
+    light[:, 40:], index[:, 40:] = 240, 1
+    light[20, 20], light[20, 60] = 60, 120
+    shaded = shade(np.full((80, 80, 3), 200, np.uint8), index, light)[..., 0]
+    assert shaded[60, 10] == shaded[60, 39] == shaded[60, 40]
+    assert shaded[20, 20] > shaded[60, 10]
+    assert shaded[20, 60] < shaded[60, 70]
+    assert shaded.min() >= 119
 
 
 def test_a_scene_of_another_size_is_refused(tmp_path: Path) -> None:

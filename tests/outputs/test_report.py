@@ -121,6 +121,13 @@ def test_every_scene_has_its_layers_and_every_control_a_name(report: Path) -> No
     assert sections == ["pictures", "classes", "confusion", "scenes", "training", "made"]
 
 
+def test_a_colour_that_two_classes_share_means_both(tmp_path: Path) -> None:
+    table = ClassTable((*TABLE.classes[:2], LandClass(3, "absent", "#2060E0")))
+    write_report(tmp_path / "report.html", Report("mask", FIGURES, table))
+    (line,) = re.findall(r"const meanings = (.*);", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert json.loads(line)["classes"] == {"#f0d060": "field", "#2060e0": "<b>water</b> & ice or absent"}
+
+
 def test_what_is_not_there_leaves_no_section(tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", Report("mask", {**FIGURES, "scenes": FIGURES["scenes"][:1]}, TABLE))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
@@ -176,6 +183,9 @@ const left = bar.querySelector("select"); left.value = "scene"; left.dispatchEve
 seen.chosen = shown().dataset.layer;
 const box = viewer.getBoundingClientRect();
 viewer.dispatchEvent(new PointerEvent("pointermove", { buttons: 1, clientX: box.left + box.width * 0.75 })); seen.dragged = slider.value;
+const readout = bar.nextElementSibling;
+viewer.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + 3, clientY: box.top + 3 }));
+seen.unknown = readout.textContent; press("Enter"); seen.middle = readout.textContent;
 seen.loaded = [...document.images].filter((image) => image.src).every((image) => image.complete && image.naturalWidth > 0);
 document.body.innerHTML = ""; document.body.append(JSON.stringify(seen));
 </script></body>"""
@@ -199,3 +209,9 @@ def test_in_a_browser_the_swipe_moves_zooms_and_answers_keys(report: Path) -> No
     assert seen["chosen"] == "scene"
     assert seen["dragged"] == "75"
     assert seen["loaded"]
+    assert seen["unknown"] == "label: nothing known, prediction: field, errors: nothing known"
+    assert seen["middle"] in [
+        f"label: {label}, prediction: {given}, errors: {'right' if label == given else 'wrong'}"
+        for label in TABLE.names[:2]
+        for given in TABLE.names[:2]
+    ]

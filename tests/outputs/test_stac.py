@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from pystac import Item, STACValidationError
+from pystac.validation import validate_dict
+from stac_model.schema import ItemMLModelExtension, MLModelProperties
 
 from rsdistill.outputs.stac import model_item
+
+CORE = "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/item.json"
+"""pystac brings this schema along; the extension's rules are what its own models hold."""
 
 
 @pytest.fixture(params=[("onnx", ".onnx"), ("torch.export.save", ".pt2")], ids=["onnx", "pt2"])
@@ -65,6 +72,16 @@ def test_one_asset_is_the_model_and_carries_its_bands(item: dict[str, Any]) -> N
     assert asset["file:size"] == 7
 
 
+def test_the_schema_of_the_core_takes_it(item: dict[str, Any]) -> None:
+    assert validate_dict(item, extensions=[]) == [CORE]
+    with pytest.raises(STACValidationError):
+        validate_dict({**item, "bbox": "everywhere"}, extensions=[])
+
+
 def test_the_extensions_own_models_take_it(item: dict[str, Any]) -> None:
-    schema = pytest.importorskip("stac_model.schema", reason="stac-model is not installed")
-    assert schema.MLModelProperties.model_validate(item["properties"]).architecture == "small"
+    properties = item["properties"]
+    assert MLModelProperties.model_validate(properties).architecture == "small"
+    assert ItemMLModelExtension.has_extension(Item.from_dict(item))
+    for broken in ({"mlm:tasks": ["guessing"]}, {"mlm:input": [{"name": "x"}]}, {"mlm:name": ""}):
+        with pytest.raises(ValidationError):
+            MLModelProperties.model_validate(properties | broken)

@@ -88,7 +88,7 @@ def test_a_shard_whose_pixels_are_damaged_leaves_no_map(shards):
     content = bytearray(path.read_bytes())
     content[place : place + size] = bytes(size)
     path.write_bytes(content)
-    with pytest.raises(MaskError, match=r"m\.3-of-3\.tif cannot be read"):
+    with pytest.raises(MaskError, match=r"cannot be read: .*m\.3-of-3\.tif"):
         merge(shards)
     assert not (shards / "m.tif").exists()
 

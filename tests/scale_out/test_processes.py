@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pytest
+import rasterio
 from cases import holed
 from harness import ended, finish, litter, spawn, write_linear, write_raster
 
@@ -97,7 +98,7 @@ def test_two_runs_on_one_output_are_told_apart(large, tmp_path):
     with Journal(tmp_path / "m.tif", {}, resume=False):
         second = ended(*command(large, tmp_path / "m.tif", "--workers", 2))
     assert second.code == 3
-    assert "another run is writing" in second.line
+    assert "is being written by process" in second.line
 
 
 def test_workers_get_an_accelerator_each(monkeypatch):
@@ -115,3 +116,27 @@ def test_workers_get_an_accelerator_each(monkeypatch):
     with ProcessPool(2, ("4", "6")) as pool:
         futures = [pool.submit(Job("look", os.getenv, "CUDA_VISIBLE_DEVICES")) for _ in range(40)]
         assert {future.result() for future in futures} <= {"4", "6"}
+
+
+def torn(scene, path):
+    """Copy a scene with one of its blocks overwritten."""
+    content = bytearray(scene.read_bytes())
+    with rasterio.open(scene) as file:
+        place, size = (int(file.get_tag_item(f"{name}_3_4", "TIFF", bidx=1)) for name in ("BLOCK_OFFSET", "BLOCK_SIZE"))
+    content[place : place + size] = bytes(size)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_poisoned_shard_is_listed_and_what_the_others_made_is_kept(large, tmp_path):
+    scene = torn(large / "s.tif", tmp_path / "s.tif")
+    how = ("--work", large / "work", "--tile", 40, "--margin", 8, "--blend", "hann", "--threads", 1, "--workers", 2, "--shard-size", 400)
+    bad = finish(spawn("predict", scene, "--out", tmp_path / "m.tif", *how), SECONDS)
+    assert bad.code == 6, bad.err
+    (line,) = [line for line in bad.err.splitlines() if line.startswith("failed:")]
+    assert f"{scene}, shard " in line
+    assert "shards of maps that failed are kept" in bad.err
+    assert bad.out == ""
+    kept = list((tmp_path / ".m.tif.shards").glob("part.*.tif"))
+    assert len(kept) > 3
+    assert not (tmp_path / "m.tif").exists()

@@ -36,6 +36,16 @@ def test_handlers_are_back_after_a_fault():
     assert signal.getsignal(signal.SIGINT) is former
 
 
+def test_a_signal_in_a_step_that_fails_is_not_lost():
+    def step():
+        with postponed(lambda: pytest.fail("a state that is not whole was saved")):
+            os.kill(os.getpid(), signal.SIGINT)
+            raise ZeroDivisionError
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+
+
 def test_in_another_thread_it_does_nothing():
     seen = []
 

@@ -11,9 +11,10 @@ from rsdistill.commands.tile import tile
 from rsdistill.commands.train_teacher import train_teacher
 from rsdistill.data.dataset import Composition, Share
 from rsdistill.errors import MemoryLimitError
+from rsdistill.inference.exhaustion import ran_out
 from rsdistill.models.students import Linear
 from rsdistill.reporting import Silent
-from rsdistill.training.memory import halved, ran_out
+from rsdistill.training.memory import halved
 
 QUICK = {"batch": 8, "validate_every": 3, "steps": 4, "threads": 1, "lr": 0.05}
 
@@ -102,6 +103,7 @@ def test_memory_is_told_from_other_faults():
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory"))
     assert ran_out(MemoryError())
     assert ran_out(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert ran_out(RuntimeError("could not create a primitive"))
     assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

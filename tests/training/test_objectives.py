@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from rsdistill.batches import IGNORE, Batch
+from rsdistill.batches import IGNORE, Batch, Context
 from rsdistill.methods import load_method
+from rsdistill.methods.lad import LAD
 from rsdistill.models import build_network
 from rsdistill.training.losses import Supervised
 from rsdistill.training.objectives import AUXILIARY, DistillObjective, TeacherObjective
@@ -100,6 +101,21 @@ def test_a_critic_learns_apart_from_the_student():
 def test_a_plain_teacher_has_its_supervised_terms():
     made = TeacherObjective(network("tiny"), Supervised(("ce", "dice")), augmentation=0.2, seed=0)
     assert set(made(batch(), 0)) == {"ce", "dice"}
+
+
+def test_a_ginet_trains_on_a_tile_without_a_label():
+    """All terms are finite, none moves a weight."""
+    teacher = network("ginet", encoder="test_resnet", dim=8)
+    made = TeacherObjective(teacher, Supervised(("ce",)), augmentation=0.2, seed=0, lad=LAD())
+    tiles = batch(side=64, tiles=2)
+    places = torch.tensor([[0.1, 0.1, 0.3, 0.3]]).repeat(2, 1)
+    unknown = torch.full((2, 64, 64), IGNORE)
+    seen = Context(torch.randn(2, 3, 64, 64), torch.ones(2, 64, 64, dtype=torch.bool), places, torch.arange(2), unknown)
+    terms = made(tiles._replace(label=torch.full_like(tiles.label, IGNORE), context=seen), 0)
+    assert set(terms) == {"ce", "aux", "global", "lad"}
+    sum(terms.values()).backward()
+    assert all(term.item() == 0 for term in terms.values())
+    assert all(p.grad is None or not p.grad.any() for p in teacher.parameters())
 
 
 def test_an_auxiliary_head_counts_less():

@@ -1,6 +1,7 @@
 """Several processes are one run: the same result, one voice, and an end for all when one of them ends."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from rsdistill.commands.distill import distill
 from rsdistill.commands.train_teacher import train_teacher
 from rsdistill.errors import ConfigError, DeviceError
 from rsdistill.geo.tile_index import load_tile_set
-from rsdistill.training import ranks, run
+from rsdistill.training import pieces, ranks, run
 from rsdistill.training.prepare import leads
 from rsdistill.training.settings import LaunchConfig
 
@@ -114,6 +115,65 @@ def test_a_run_that_two_processes_began_is_ended_by_one(tiles, tmp_path):
     train_teacher(out=tmp_path / "cut.safetensors", resume=True, **options, **QUICK)
     train_teacher(out=tmp_path / "whole.safetensors", **options, **QUICK)
     assert furthest(tmp_path / "cut.last.safetensors", tmp_path / "whole.last.safetensors") < 1e-5
+
+
+SHARE = (
+    "from rsdistill.training.pieces import local; own = [*self.objective.parameters()]; "
+    "print(f'share {{sum(local(one).numel() for one in own) / sum(one.numel() for one in own):.2f}}', file=sys.stderr); "
+    "RANK == 0 and self.step == 2 and {cut} and os.kill(os.getpid(), signal.SIGTERM)"
+)
+
+
+@pytest.mark.slow
+def test_a_network_in_pieces_learns_what_a_whole_one_does_and_each_goes_on_with_the_other_s_state(tiles, tmp_path):
+    """SGD, since Adam's quotients of small numbers make rounding large; the encoder has blocks that are gathered one by one."""
+    whole, cut, resumed = (tmp_path / f"{name}.py" for name in ("whole", "cut", "resumed"))
+    whole.write_text(SCRIPT.format(fault=SHARE.format(cut=False)))
+    cut.write_text(SCRIPT.format(fault=SHARE.format(cut=True)))
+    resumed.write_text("import sys\nsys.argv.append('--resume')\n" + whole.read_text())
+    options = {"tiles": tiles, "arch": "fpn", "encoder": "resnet10t", "optimizer": "sgd", "lr": 0.01, "steps": 5, "devices": 2}
+    for strategy, share in (("ddp", 1.0), ("fsdp", 0.5)):
+        ended = command("train-teacher", whole, out=tmp_path / f"{strategy}.safetensors", strategy=strategy, **options)
+        assert ended.returncode == 0, ended.stderr
+        shares = [float(found) for found in re.findall(r"share (\d\.\d\d)", ended.stderr)]
+        assert len(shares) == 2 * 5
+        assert shares == pytest.approx([share] * 10, abs=0.02)
+    for before, after in (("ddp", "fsdp"), ("fsdp", "ddp")):
+        out = tmp_path / f"{before}-{after}.safetensors"
+        ended = command("train-teacher", cut, out=out, strategy=before, **options)
+        assert ended.returncode == 143, ended.stderr
+        ended = command("train-teacher", resumed, out=out, strategy=after, **options)
+        assert ended.returncode == 0, ended.stderr
+        assert "nothing to resume" not in ended.stderr
+    for other in ("fsdp", "ddp-fsdp", "fsdp-ddp"):
+        assert furthest(tmp_path / "ddp.last.safetensors", tmp_path / f"{other}.last.safetensors") < 1e-5
+
+
+def test_large_blocks_are_spread_by_themselves_and_come_back_whole():
+    """In a group of one process, a piece is all of it; what is checked is which blocks are units, and that values go to and fro."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        inner = torch.nn.Sequential(torch.nn.Linear(400, 400), torch.nn.ReLU(), torch.nn.Linear(8, 8))
+        outer = torch.nn.Sequential(inner, torch.nn.ModuleDict({"own": torch.nn.Sequential(torch.nn.Linear(400, 300))}))
+        before = {name: value.clone() for name, value in outer.state_dict().items()}
+        pieces.spread(outer, mesh)
+        units = {name for name, each in outer.named_modules() if isinstance(each, torch.distributed.fsdp.FSDPModule)}
+        assert units == {"", "0.0", "1.own.0"}
+        found = pieces.whole({"states": [outer.state_dict()], "step": 3})
+        assert found["step"] == 3
+        assert all(torch.equal(found["states"][0][name], value) for name, value in before.items())
+        weight = outer[0][0].weight
+        assert torch.equal(pieces.piece(before["0.0.weight"], weight).to_local(), weight.to_local())
+        assert pieces.piece(torch.tensor(4.0), weight) == 4
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_half_precision_is_not_scaled_in_pieces(tiles):
+    with pytest.raises(ConfigError, match="--strategy fsdp does not go with --precision fp16"):
+        train_teacher(tiles=tiles, strategy="fsdp", precision="fp16", device="cpu", devices=2)
 
 
 FAULTS = {
