@@ -80,8 +80,7 @@ def strips(
     job = Job.of(plan(scene.grid.height, scene.grid.width, tile, margin, backend.stride), window or scene.grid.window, blend)
     stats = stats if stats is not None else Stats()
     stats.overlap_factor = job.plan.overlap_factor
-    wanted = Wanted(confidence, probabilities)
-    collect = accumulator(job.plan, job.area, backend.classes, wanted, blend)
+    collect = accumulator(job.plan, job.area, backend.classes, wanted := Wanted(confidence, probabilities), blend)
     start = partial(backend.start, scores=wanted.scores or blend != "core")
     asked = collect.reach if blend == "core" else attrgetter("read")  # whether a blended window is run must not depend on ``window``
     # closed here: what failed keeps its frames, and with them the reader, until long after

@@ -170,8 +170,11 @@ def carry_out(
     with atomic(files.run) as part:
         part.write_text(run_file(_resolved(config, steps, batches, files, parents, fabric), command), encoding="utf-8")
     files.state.unlink(missing_ok=True)
+    return _result(files, card, outcome, _size(objective.network))
+
+
+def _result(files: Files, card: ModelCard, outcome: Outcome, parameters: int) -> Result:
     figures = {"miou": outcome.figures["miou"], "pixel_accuracy": outcome.figures["pixel_accuracy"]}
-    parameters = _size(objective.network)
     data: dict[str, Any] = {
         "model": str(files.model),
         **figures,
