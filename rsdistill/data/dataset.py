@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rsdistill.batches import IGNORE, Batch, Context, Groups
-from rsdistill.data.pools import Pool, split_labelled, thumbnail_window
+from rsdistill.data.pools import CONTEXT_SIDE, Pool, split_labelled, thumbnail_window
 from rsdistill.errors import TileSetError
 from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.context import THUMBNAIL, thumbnail
@@ -58,6 +58,8 @@ class Composition:
     """Groups of unlabelled tiles that follow the labelled ones."""
     with_context: bool = False
     """Whether context images are read."""
+    context_side: int = CONTEXT_SIDE
+    """Side of a context image, in context pixels."""
     thumbnail_from: int = 0
     """Scenes with a side longer than so many pixels also show their thumbnail; 0: none does."""
 
@@ -198,7 +200,7 @@ class BatchSource(Dataset[Batch]):
         ]
 
     def _draw(self, pool: Pool, step: int, row: int, rows: int, kind: int) -> tuple[list[int], Window]:
-        return pool.draw(step * rows + row, self.composition.tiles, (self.seed, kind))
+        return pool.draw(step * rows + row, self.composition.tiles, (self.seed, kind), self.composition.context_side)
 
 
 def collate(reader: TileReader, tiles: Sequence[Tile], windows: Sequence[Window], make: Composition) -> Batch:

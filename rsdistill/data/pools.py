@@ -32,31 +32,37 @@ class Pool:
         """The same tiles with their labels hidden."""
         return Pool(self.tiles.without_labels(), self.tile_set)
 
-    def draw(self, position: int, count: int, seed: tuple[int, int]) -> tuple[list[int], Window]:
-        """Return the tile at ``position`` of the endless order, ``count`` − 1 neighbours in its context window, and that window."""
+    def draw(self, position: int, count: int, seed: tuple[int, int], side: int = CONTEXT_SIDE) -> tuple[list[int], Window]:
+        """Return the tile at ``position`` of the endless order, ``count`` − 1 neighbours in its context window, and that window.
+
+        The window is of ``side``, see :meth:`context_window`.
+        """
         epoch, place = divmod(position, len(self.tiles))
         key = (*seed, epoch)
         if self._order[0] != key:
             self._order = (key, np.random.default_rng(key).permutation(len(self.tiles)))
         anchor = int(self._order[1][place])
         random = np.random.default_rng((*seed, 1, position))
-        window = self.context_window(self.tiles[anchor], random)
+        window = self.context_window(self.tiles[anchor], random, side)
         if count == 1:
             return [anchor], window
         near = self._near(anchor, window)
         others = random.choice(near, count - 1, replace=len(near) < count - 1) if len(near) else np.full(count - 1, anchor)
         return [anchor, *others.tolist()], window
 
-    def context_window(self, tile: Tile, random: np.random.Generator) -> Window:
-        """Return a window of the context raster, in context pixels, that holds the tile: all of it where the scene is small."""
+    def context_window(self, tile: Tile, random: np.random.Generator, side: int = CONTEXT_SIDE) -> Window:
+        """Return a window of the context raster, in context pixels, that holds the tile: all of it where the scene is small.
+
+        Its sides are ``side``, or two sides of the tile where those are longer: the tile has a neighbourhood then.
+        """
         ratio, entry = self.tile_set.card.context_ratio, self.tile_set.card.scenes[tile.scene]
         starts, sides = [], []
-        for length, start, extent in zip((entry.height, entry.width), tile.window[:2], tile.window[2:], strict=True):
-            cells = -(-length // ratio)
-            side = min(cells, CONTEXT_SIDE)
-            low, high = -(-(start + extent) // ratio) - side, start // ratio
-            starts.append(int(random.integers(max(0, low), max(0, low, min(high, cells - side)) + 1)))
-            sides.append(side)
+        for pixels, start, extent in zip((entry.height, entry.width), tile.window[:2], tile.window[2:], strict=True):
+            cells = -(-pixels // ratio)
+            length = min(cells, max(side, -(-2 * extent // ratio)))
+            low, high = -(-(start + extent) // ratio) - length, start // ratio
+            starts.append(int(random.integers(max(0, low), max(0, low, min(high, cells - length)) + 1)))
+            sides.append(length)
         return Window(starts[0], starts[1], sides[0], sides[1])
 
     def _near(self, anchor: int, context: Window) -> NDArray[np.int64]:

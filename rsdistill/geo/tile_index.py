@@ -2,19 +2,17 @@
 
 import json
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
-from rasterio.crs import CRS
 
 from rsdistill.errors import ClassTableError, DiskError, TileSetError
 from rsdistill.geo.classes import ClassTable
-from rsdistill.geo.projecting import project
 from rsdistill.geo.sources import is_remote
 from rsdistill.geo.tiles import CHUNK, LAYER, SPLITS, Tiles, read_tiles
 from rsdistill.geo.windows import Grid, Window
@@ -226,41 +224,35 @@ def write_index(folder: Path, rows: Sequence[TileRow], grids: Mapping[str, Grid]
         DiskError: the file does not hold all tiles.
     """
     path = folder / (INDEX if len(rows) <= MOST_ROWS else LARGE_INDEX)
-    import geopandas  # reading a tile set does without, and saves a second
+    from rsdistill.geo.footprints import write_frames  # reading a tile set does without, and saves a second
 
-    crs = None if any(grid.crs is None for grid in grids.values()) else next(iter(grids.values())).crs
-    fields: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in ("scene", "split", "labelled", "valid")}
-    windows = {name: [getattr(row.window, name) for row in rows] for name in Window._fields}
-    shares = {f"class_{id_}": [row.shares[k] for row in rows] for k, id_ in enumerate(table.ids)}
-    outlines = [_outline(grids[row.scene], row.window, crs) for row in rows]
-    order = ("scene", *Window._fields, "split", "labelled", "valid")
-    columns = {name: {**fields, **windows}[name] for name in order} | shares
-    frame = geopandas.GeoDataFrame(columns, geometry=outlines, crs=crs and crs.to_wkt())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="'crs' was not provided")
-        try:
-            if path.name == INDEX:
-                frame.to_file(path, layer=LAYER, driver="GPKG", engine="pyogrio")
-            else:
-                frame.to_parquet(path, row_group_size=CHUNK)
-            whole = len(read_tiles(path, {name: (grid.height, grid.width) for name, grid in grids.items()})) == len(rows)
-        except (RuntimeError, OSError, ValueError, TileSetError):  # pyogrio's errors are RuntimeErrors, pyarrow's ValueErrors
-            whole = False
+    try:
+        write_frames(path, LAYER, _frames(rows, grids, table))
+        whole = len(read_tiles(path, {name: (grid.height, grid.width) for name, grid in grids.items()})) == len(rows)
+    except (RuntimeError, OSError, ValueError, TileSetError):  # pyogrio's errors are RuntimeErrors, pyarrow's ValueErrors
+        whole = False
     if not whole:
         raise DiskError(f"cannot write {path} whole", hint="check the disk's space and health")
 
 
-def _outline(grid: Grid, window: Window, crs: CRS | None) -> Any:
-    import shapely
+def _frames(rows: Sequence[TileRow], grids: Mapping[str, Grid], table: ClassTable) -> Iterator[Any]:
+    """Yield the lines of an index as GeoDataFrames of :data:`CHUNK` tiles each: all at once would take a kilobyte a tile."""
+    import geopandas
 
-    from rsdistill.geo.burning import pixel_plane
+    from rsdistill.geo.footprints import outlines
 
-    (top, left), (bottom, right) = window[:2], window.stop
-    corners = ((left, top), (right, top), (right, bottom), (left, bottom))
-    x, y = zip(*(pixel_plane(grid) @ corner for corner in corners), strict=True)
-    if crs is not None and grid.crs != crs:
-        x, y = project(grid.crs, crs, x, y)
-    return shapely.Polygon(zip(x, y, strict=True))
+    crs = None if any(grid.crs is None for grid in grids.values()) else next(iter(grids.values())).crs
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        windows = np.array([row.window for row in part], np.int64).reshape(-1, 4)
+        shares = np.array([row.shares for row in part], np.float64).reshape(-1, len(table))
+        fields = {name: [getattr(row, name) for row in part] for name in ("split", "labelled", "valid")}
+        columns: dict[str, Any] = {"scene": [row.scene for row in part], **dict(zip(Window._fields, windows.T, strict=True)), **fields}
+        columns |= {f"class_{id_}": shares[:, k] for k, id_ in enumerate(table.ids)}
+        runs = [(scene, len(list(run))) for scene, run in groupby(columns["scene"])]
+        ends = np.cumsum([length for _, length in runs])
+        drawn = [outlines(grids[scene], windows[end - length : end], crs) for (scene, length), end in zip(runs, ends, strict=True)]
+        yield geopandas.GeoDataFrame(columns, geometry=np.concatenate(drawn), crs=crs and crs.to_wkt())
 
 
 def nearby_path(scene: Path, folder: Path) -> str:

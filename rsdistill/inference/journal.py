@@ -48,7 +48,6 @@ class Journal:
         """Rows that are kept: to begin with, those that an earlier run left."""
         self._mark, self._resume = json.dumps(mark, sort_keys=True, default=str).encode() + b"\n", resume
         self._file: IO[bytes]
-        self._behind = Behind()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -64,6 +63,7 @@ class Journal:
                 raise DiskError(
                     f"cannot write {self.path}: {error.strerror}", hint="check space, permission and the folder's name"
                 ) from error
+            self._behind = stack.enter_context(Behind())
             self._held = stack.pop_all()
         self._start = self._file.tell()
         for strip in self._records():
@@ -71,7 +71,6 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._behind.close()
         if kind is None or issubclass(kind, InputError) or not self.rows:
             self.path.unlink(missing_ok=True)
         self._held.close()
@@ -135,6 +134,16 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 def journal_of(result: Path) -> Path:
     """Return where the journal of ``result`` stands while there is one."""
     return result.with_name(f".{result.name}.journal")
+
+
+def shards_of(result: Path) -> Path:
+    """Return the folder in which a run on workers keeps its shards of ``result`` until that is whole."""
+    return result.with_name(f".{result.name}.shards")
+
+
+def unfinished(result: Path) -> bool:
+    """Tell whether a run, by itself or on workers, was interrupted before it was done with ``result``."""
+    return journal_of(result).exists() or shards_of(result).exists()
 
 
 def earlier_mark(result: Path) -> dict[str, Any] | None:

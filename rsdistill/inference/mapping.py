@@ -155,7 +155,7 @@ class Mapper:
         Raises:
             ConfigError: an option does not fit the model or the scene.
         """
-        bound_heap()
+        bound_heap(tight=self.config.max_memory is not None)
         config, interest = self.config, self.interest(scene)
         area, windows = part or self.area(scene, interest), self.model.windows(config.tile, config.margin)
         backend = self.backend(scene, canvases)

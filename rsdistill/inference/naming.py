@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rsdistill.errors import ConfigError, OutputExistsError, nearest
 from rsdistill.geo.files import refuse_existing
-from rsdistill.inference.journal import journal_of
+from rsdistill.inference.journal import unfinished
 from rsdistill.inference.products import Products
 from rsdistill.outputs import WRITERS
 
@@ -29,7 +29,7 @@ def name_products(
         confidence: as ``out``, of the raster of confidence.
         probabilities: as ``out``, of the raster of probabilities.
         overwrite: whether results may be replaced.
-        resume: let results pass that a killed run may have just finished, since its journal still stands beside them.
+        resume: let results pass that a killed run may have just finished, since its journal or its shards still stand beside them.
 
     Raises:
         ConfigError: a suffix that no writer takes, or one name for two results.
@@ -47,7 +47,7 @@ def name_products(
     for products in named.values():
         for path in products.paths:
             _refuse_source(path, scenes)
-        refuse_existing(products.paths, overwrite or (resume and journal_of(products.paths[0]).exists()))
+        refuse_existing(products.paths, overwrite or (resume and unfinished(products.paths[0])))
     return named
 
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsdistill.geo.windows import Grid, Window
+from rsdistill.outputs.behind import one_thread
 
 T = TypeVar("T")
 
@@ -52,9 +53,10 @@ def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, 
     An error of ``items`` is raised here, in its place. Closing this generator closes ``items``, in the thread that drew them.
     """
     end = object()
-    with ThreadPoolExecutor(1) as thread:
-        ahead = deque(thread.submit(next, items, end) for _ in range(depth))
+    with one_thread() as thread:
+        ahead: deque[Future[object]] = deque()
         try:
+            ahead.extend(thread.submit(next, items, end) for _ in range(depth))
             while (item := ahead.popleft().result()) is not end:
                 ahead.append(thread.submit(next, items, end))
                 yield cast(T, item)

@@ -16,7 +16,7 @@ from rsdistill.errors import InputError, RsdistillError
 from rsdistill.geo.files import atomic
 from rsdistill.geo.scenes import Scene
 from rsdistill.inference.blending import Wanted
-from rsdistill.inference.journal import Journal, earlier_mark
+from rsdistill.inference.journal import Journal, earlier_mark, shards_of, unfinished
 from rsdistill.inference.mapping import Mapper
 from rsdistill.inference.merging import find_shards, gather, look_of, write_map
 from rsdistill.inference.products import Products
@@ -75,6 +75,8 @@ class _Underway:
     folder: Path
     layout: Layout
     hold: ExitStack
+    overwrite: bool
+    """Whether its results may stand already: asked for, or made by the run that is gone on with."""
     start: float = field(default_factory=perf_counter)
     done: int = 0
     failed: int = 0
@@ -145,7 +147,8 @@ class Scaling:
 
     def _prepare(self, path: Path, products: Products, hold: ExitStack) -> _Underway:
         """Hold a scene's results against other runs, and cut it as an interrupted run of the same command did, or anew."""
-        folder = _folder_of(products.paths[0])
+        folder = shards_of(products.paths[0])
+        overwrite = self._config.overwrite or (self._resume and unfinished(products.paths[0]))
         with self._mapper.open(absolute(path)) as scene:
             hold.enter_context(Journal(products.paths[0], {}, resume=False))
             wanted = Wanted(products.confidence is not None, products.probabilities is not None)
@@ -155,7 +158,7 @@ class Scaling:
                 shutil.rmtree(folder, ignore_errors=True)
                 with atomic(folder / STATE) as state:
                     state.write_text(json.dumps({"count": len(layout.windows), "mark": layout.card["mark"]}), encoding="utf-8")
-        return _Underway(path, products, folder, layout, hold)
+        return _Underway(path, products, folder, layout, hold, overwrite)
 
     def _old_layout(self, scene: Scene, wanted: Wanted, folder: Path) -> Layout | None:
         """Return the layout of the shards in ``folder``; None where they are not of this very map."""
@@ -184,16 +187,17 @@ class Scaling:
         self._task.advance(100 / self._scenes / len(underway.layout.windows), shards=self._made)
         if underway.over and not underway.failed:
             one = job.argument.card.scene
-            given = Assembly(one, underway.folder.absolute(), underway.products.absolute, self._config.overwrite)
+            given = Assembly(one, underway.folder.absolute(), underway.products.absolute, underway.overwrite)
             yield Job(f"{underway.scene}, merge", put_together, given)
         elif underway.over:
             underway.hold.close()
 
     def _assembled(self, assembly: Assembly, pixels: list[int], facts: dict[str, float]) -> None:
+        """Let a scene go whose files are made; until its run file stands too, a run that is killed can be gone on with."""
         one = self._underway.pop(assembly.scene)
+        self._finish(one.scene, one.products)
         shutil.rmtree(one.folder, ignore_errors=True)
         one.hold.close()
-        self._finish(one.scene, one.products)
         size = one.layout.card["frame"][2:]
         self.assembled.append(Assembled(one.scene, one.products, size, pixels, facts | {"wall_seconds": perf_counter() - one.start}))
 
@@ -282,14 +286,10 @@ def threads_a_worker(config: ScaleConfig) -> int | None:
 def state_of(result: Path) -> dict[str, Any] | None:
     """Return the mark of the interrupted run that was to write ``result``, by itself or on workers; None where there is none."""
     try:
-        state = json.loads((_folder_of(result) / STATE).read_text(encoding="utf-8"))
+        state = json.loads((shards_of(result) / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return earlier_mark(result)
     return state.get("mark") if isinstance(state, dict) else None
-
-
-def _folder_of(result: Path) -> Path:
-    return result.with_name(f".{result.name}.shards")
 
 
 def _told(name: str, error: BaseException) -> str:

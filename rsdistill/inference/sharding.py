@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -147,9 +148,13 @@ def make_shard(shard: Shard, mapper: Mapper | None = None) -> ShardCard:
     with mapper.open(Path(shard.card.scene)) as scene, bounded_cache(cache_for(scene)):
         _refuse_changed(shard, mapper.mark(scene, wanted))
         mark = {**shard.card.mark, "window": tuple(window)}
-        with Journal(shard.path, mark, resume=True) as journal, ShardWriter(shard.path, shard.card) as writer:
+        with (
+            Journal(shard.path, mark, resume=True) as journal,
+            ShardWriter(shard.path, shard.card) as writer,
+            closing(mapper.strips(scene, wanted, stats, journal, part=window, canvases=shard.canvases)) as strips,
+        ):
             counts = np.zeros(256, np.int64)
-            for strip in mapper.strips(scene, wanted, stats, journal, part=window, canvases=shard.canvases):
+            for strip in strips:
                 writer.write(strip.row, strip.labels, _shares(strip))
                 counts += count_values(strip.labels)
             told = {"pixels": tuple(counts[: len(mapper.table)].tolist()), "facts": vars(stats) | {"seconds": perf_counter() - start}}

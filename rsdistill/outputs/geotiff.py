@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -56,6 +56,8 @@ class StripWriter:
     """Base of the writers: takes strips in row order and publishes a COG when its ``with`` block ends well."""
 
     resampling: Literal["MODE", "AVERAGE"]
+    strips_as: ClassVar[Mapping[str, Any]]
+    """How the strips are compressed until the result is made of them."""
 
     def __init__(
         self,
@@ -79,22 +81,20 @@ class StripWriter:
         self.path, self.grid, self.bands, self.dtype, self.nodata = Path(path), grid, tuple(bands), np.dtype(dtype), nodata
         self.compress, self.options, self.tags = compress, check_options(creation_options or {}), dict(tags or {})
         refuse_existing([self.path], overwrite)
-        self._open = ExitStack()
-        self._behind = Behind()
         self._rows, self._other = (np.empty((len(self.bands), BLOCK, grid.width), self.dtype) for _ in range(2))
         self._next = 0
         self._sums: list[int] = []
 
     def __enter__(self) -> Self:
-        self._partial = self._open.enter_context(atomic(self.path))
-        self._strips = self._partial.with_name(self._partial.name + ".strips")
         shape = {"height": self.grid.height, "width": self.grid.width, "count": len(self.bands), "dtype": self.dtype, "nodata": self.nodata}
         layout = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band", "sparse_ok": True, "bigtiff": "if_safer"}
-        with writing(self.path):
-            self._file = self._open.enter_context(
-                rasterio.open(self._strips, "w", driver="GTiff", compress="deflate", zlevel=1, **shape, **layout)
-            )
-        self._open.callback(self._behind.close)
+        with ExitStack() as stack:
+            self._partial = stack.enter_context(atomic(self.path))
+            self._strips = self._partial.with_name(self._partial.name + ".strips")
+            with writing(self.path):
+                self._file = stack.enter_context(rasterio.open(self._strips, "w", driver="GTiff", **self.strips_as, **shape, **layout))
+            self._behind = stack.enter_context(Behind())
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -174,6 +174,7 @@ class LabelRasterWriter(StripWriter):
     """Writer of a mask: class ids with palette, names, nodata, and the QGIS style beside it."""
 
     resampling = "MODE"
+    strips_as: ClassVar = {"compress": "packbits"}  # runs are what labels are made of, and no other compression costs as little
 
     def __init__(self, path: Path, grid: Grid, table: ClassTable, **options: Any) -> None:
         """Name the result; ``options`` are the keyword arguments of :class:`StripWriter`."""
@@ -195,6 +196,7 @@ class FloatRasterWriter(StripWriter):
     """Writer of figures between 0 and 1 (confidence, probabilities): uint8 0…254 with scale 1/254, nodata 255."""
 
     resampling = "AVERAGE"
+    strips_as: ClassVar = {"compress": "deflate", "zlevel": 1}
 
     def __init__(self, path: Path, grid: Grid, bands: Sequence[str] = ("confidence",), **options: Any) -> None:
         """Name the result and its bands; ``options`` are the keyword arguments of :class:`StripWriter`."""

@@ -79,7 +79,7 @@ def write_polygons(
             count = write_vectors(made, layer, labels.grid.crs, columns, final=path)
             if path.suffix == ".gpkg":
                 add_layer_style(made, layer, class_style(table))
-    _write_style(path, table)
+            _write_style(path, table)
     return count
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import rasterio
@@ -92,6 +92,7 @@ class ShardWriter(StripWriter):
     """Writer of a shard: strips go in, the file appears with the last of them."""
 
     resampling = "MODE"
+    strips_as: ClassVar = {"compress": "deflate", "zlevel": 1}
 
     def __init__(self, path: Path, card: ShardCard) -> None:
         """Name the file of a shard that is not empty."""

@@ -94,7 +94,7 @@ def ask(teacher: Teacher | Ensemble, batch: Batch, views: int) -> Tensor:
 def _fill(path: Path, teacher: Teacher | Ensemble, tile_set: TileSet, device: torch.device, progress: Progress, views: int) -> None:
     reader, pool = TileReader(tile_set), Pool(tile_set.tiles, tile_set)
     mean, std = torch.tensor(tile_set.card.mean), torch.tensor(tile_set.card.std)
-    one = Composition(1, 1, 0, teacher.needs_context, teacher.thumbnail_from)
+    one = Composition(1, 1, 0, teacher.needs_context, thumbnail_from=teacher.thumbnail_from)
     numbers = tile_set.of_split("train").place.tolist()
     maps: Any = None
     with progress.task("cache the teacher", total=len(numbers)) as bar:

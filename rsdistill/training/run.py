@@ -84,7 +84,7 @@ def source(
         hint = f"use --{'contexts' if with_context else 'batch'} {fabric.world_size} or a multiple"
         raise ConfigError(f"a step of {what} does not divide among {fabric.world_size} devices", hint=hint)
     tiles = batch // contexts
-    make = Composition(contexts, tiles, contexts if unlabelled else 0, with_context, thumbnail_from)
+    make = Composition(contexts, tiles, contexts if unlabelled else 0, with_context, config.context_side, thumbnail_from)
     return BatchSource(tile_set, make, seed=config.seed, labels_fraction=config.labels_fraction)
 
 

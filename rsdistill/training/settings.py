@@ -39,6 +39,13 @@ class TrainingConfig(RunConfig):
     )
     batch: int | None = Field(None, ge=1, description="Tiles in a step (default 8; without a GPU as many as make half a megapixel).")
     contexts: int = Field(4, ge=1, description="Context images that the tiles of a step share, for networks that read context.")
+    context_side: int = Field(
+        128,
+        ge=16,
+        le=512,
+        description="Side of these context images in context pixels, or two sides of a tile where those are longer: a few whole scenes "
+        "are learned by heart, windows of them are not.",
+    )
     accumulate: int = Field(1, ge=1, description="Steps whose gradients are added before the optimiser moves.")
     weights: str = Field(
         "none", description="Encoder weights: none, imagenet, timm:TAG, torchgeo:NAME (fetched once), or a .safetensors, .pt or .pth file."

@@ -43,7 +43,7 @@ def validator(tile_set: TileSet, card: ModelCard, kind: Literal["auto", "scene",
         confusion = Confusion(len(tile_set.table))
         for number, tile in enumerate(tiles):
             window = pool.context_window(tile, np.random.default_rng(number))
-            one = Composition(1, 1, 0, network.needs_context, network.thumbnail_from)
+            one = Composition(1, 1, 0, network.needs_context, thumbnail_from=network.thumbnail_from)
             batch = normalise(collate(reader, [tile], [window], one), mean, std, device)
             logits = upsample(network(batch.image, batch.context).logits.float(), (card.tile or 0, card.tile or 0))
             confusion.update(logits.max(1).indices, batch.label)

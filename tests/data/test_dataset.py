@@ -179,13 +179,14 @@ def test_a_place_finds_the_tile_in_the_tile_set(tile_set):
         assert np.array_equal(batch.image[row].numpy(), pixels)
 
 
-def test_a_context_larger_than_a_window_is_read_in_part(tile_set, monkeypatch):
-    monkeypatch.setattr("rsdistill.data.pools.CONTEXT_SIDE", 24)
-    batch = BatchSource(tile_set, Composition(contexts=4, tiles=2, with_context=True), seed=0)[0]
-    assert batch.context.image.shape == (4, 3, 24, 24)
+@pytest.mark.parametrize("asked", [24, 1])  # tiles of 64 pixels are 8 of the context
+def test_a_context_larger_than_a_window_is_read_in_part(tile_set, asked):
+    side = max(asked, 2 * 8)
+    batch = BatchSource(tile_set, Composition(contexts=4, tiles=2, with_context=True, context_side=asked), seed=0)[0]
+    assert batch.context.image.shape == (4, 3, side, side)
     with rasterio.open(tile_set.path(tile_set.card.scenes[0].context)) as raster:
         everything = raster.read().astype(np.float32)
-    windows = np.lib.stride_tricks.sliding_window_view(everything, (24, 24), axis=(1, 2))
+    windows = np.lib.stride_tricks.sliding_window_view(everything, (side, side), axis=(1, 2))
     for image, valid in zip(batch.context.image, batch.context.valid, strict=True):
         found = ((windows == image[:, None, None].numpy()) | ~valid.numpy()).all((0, 3, 4))
         assert found.any()
@@ -203,7 +204,7 @@ def test_thumbnails_show_the_scene_around_each_context(tile_set, monkeypatch):
     monkeypatch.setattr("rsdistill.data.pools.CONTEXT_SIDE", 24)
     reader, places = TileReader(tile_set), [Window(0, 0, 24, 24), Window(8, 32, 24, 24), Window(40, 40, 24, 24)]
     inside = [next(t for t in tile_set.tiles if Window(*(8 * part for part in view)).intersection(t.window) == t.window) for view in places]
-    batch = collate(reader, inside, places, Composition(3, 1, 0, True, 511))
+    batch = collate(reader, inside, places, Composition(3, 1, 0, True, thumbnail_from=511))
     wider = batch.context.wider
     assert wider.image.shape == (3, 3, 8, 8), "512 pixels at 1/64"
     assert wider.index.tolist() == [0, 1, 2]
@@ -217,7 +218,7 @@ def test_thumbnails_show_the_scene_around_each_context(tile_set, monkeypatch):
 
 @pytest.mark.parametrize(("threshold", "shown"), [(0, False), (512, False), (511, True)])
 def test_only_scenes_above_the_threshold_have_a_thumbnail(tile_set, threshold, shown):
-    source = BatchSource(tile_set, Composition(2, 1, 0, True, threshold), seed=0)
+    source = BatchSource(tile_set, Composition(2, 1, 0, True, thumbnail_from=threshold), seed=0)
     assert (source[0].context.wider is not None) == shown
 
 

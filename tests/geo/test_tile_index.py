@@ -2,12 +2,15 @@
 
 import json
 import sqlite3
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
 import geopandas
 import pytest
 from affine import Affine
+from geopandas.testing import assert_geodataframe_equal
+from pyarrow.parquet import ParquetFile
 from rasterio.crs import CRS
 
 from rsdistill.errors import TileSetError
@@ -130,6 +133,7 @@ def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "tiles.gpkg").unlink()
     monkeypatch.setattr(tile_index, "MOST_ROWS", 2)
     monkeypatch.setattr(tiles, "CHUNK", 2)
+    monkeypatch.setattr(tile_index, "CHUNK", 2)
     write_index(folder, ROWS, GRIDS, TABLE)
     return folder
 
@@ -142,6 +146,30 @@ def test_an_index_of_millions_is_geoparquet_and_reads_the_same(large: Path):
     assert frame.crs.to_epsg() == 32633
     assert frame.geometry[1].bounds == (500_064, 4_000_000 - 128, 500_192, 4_000_000)
     assert frame["class_4"].tolist() == [0.25, 0, 0]
+
+
+def test_an_index_is_written_part_by_part(folder: Path, large: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert ParquetFile(large / "tiles.parquet").num_row_groups == 2
+    monkeypatch.setattr(tile_index, "MOST_ROWS", 3)
+    write_index(tmp_path, ROWS, GRIDS, TABLE)
+    package = geopandas.read_file(tmp_path / "tiles.gpkg", layer="tiles", engine="pyogrio")
+    parquet = geopandas.read_parquet(large / "tiles.parquet")
+    assert_geodataframe_equal(package, parquet, check_dtype=False)
+
+
+def test_writing_an_index_takes_memory_for_a_part_of_its_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = [TileRow("a", Window(0, 0, 64, 64), "train", True, 1.0, (0.25, 0.5))] * 40_000
+    monkeypatch.setattr(tile_index, "MOST_ROWS", 2)
+    write_index(tmp_path, rows[:3], GRIDS, TABLE)  # what is imported counts for nothing
+    peaks = []
+    for chunk in (40_000, 2_000):
+        monkeypatch.setattr(tile_index, "CHUNK", chunk)
+        monkeypatch.setattr(tiles, "CHUNK", chunk)
+        tracemalloc.start()
+        write_index(tmp_path, rows, GRIDS, TABLE)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] / 3
 
 
 @pytest.mark.parametrize("damage", ["cut", "columns", "other"])

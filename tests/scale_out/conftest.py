@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from cases import OPTIONS, Case, Inline, holed
-from harness import write_linear, write_raster
+from harness import end_spawned, write_linear, write_raster
 
 from rsdistill.commands.predict import predict
 
@@ -27,6 +27,12 @@ def in_one_piece(case):
         predict(case.scene, work=case.work, blend=blend, **case.products(folder), **OPTIONS)
         made[blend] = case.bytes_in(folder)
     return made
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    yield
+    end_spawned()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A map made in shards, of any number and size and by any executor, is the map made in one piece, byte for byte."""
 
+import importlib
 import os
 import pickle
 import shutil
@@ -228,6 +229,57 @@ def test_what_another_run_finished_is_not_made_again(case, in_one_piece, folder,
     assert not set(again) & {int(name.split(".")[1].split("-")[0]) for name in kept}
     assert result.failures == ()
     assert case.bytes_in(folder) == in_one_piece["core"]
+
+
+@pytest.mark.parametrize("place", ["while polygons are made", "before the run file", "before the shards go"])
+def test_a_run_that_ends_before_all_its_files_stand_is_gone_on_with(case, in_one_piece, folder, monkeypatch, place):
+    from rsdistill.inference import merging, scaling
+
+    real = shutil.rmtree
+
+    def end(*_):
+        raise KeyboardInterrupt
+
+    def clear(path, **how):
+        return end() if any(path.glob("part.*")) else real(path, **how)
+
+    how = {"work": case.work, "shard_size": 150, "executor": Inline(), **case.products(folder), **OPTIONS}
+    with monkeypatch.context() as patched:
+        if place == "while polygons are made":
+            patched.setattr(merging, "write_drawn", end)
+            assert predict(case.scene, **how).failures
+        else:
+            run_file = (importlib.import_module("rsdistill.commands.predict"), "_beside", end)
+            patched.setattr(*(run_file if place == "before the run file" else (scaling.shutil, "rmtree", clear)))
+            with pytest.raises(KeyboardInterrupt):
+                predict(case.scene, **how)
+    assert (folder / "mask.tif").exists()
+    with pytest.raises(OutputExistsError):
+        predict(case.scene, **how)
+    result = predict(case.scene, resume=True, **how)
+    assert result.failures == ()
+    assert case.bytes_in(folder) == in_one_piece["core"]
+    assert (folder / "mask.run.toml").exists()
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_shard_that_cannot_be_written_lets_go_of_its_scene_at_once(case, folder, monkeypatch):
+    from rsdistill.inference import sharding
+
+    real, held = sharding.Mapper.strips, []
+
+    def watched(self, *given, **named):
+        held.append(real(self, *given, **named))  # as a debugger holds it, so that it does not end for want of references
+        return held[-1]
+
+    def full(*_):
+        raise OSError("the drive is full")
+
+    monkeypatch.setattr(sharding.Mapper, "strips", watched)
+    monkeypatch.setattr(sharding.ShardWriter, "write", full)
+    with pytest.raises(OSError, match="full"):
+        predict(case.scene, work=case.work, shard="1/1", out=[folder / "m.tif"], **OPTIONS)
+    assert [next(strips, "ended") for strips in held] == ["ended"]
 
 
 def test_other_options_make_all_shards_anew(case, folder, monkeypatch):

@@ -172,7 +172,7 @@ def test_a_thumbnail_is_part_of_what_is_kept(tiles, teacher, tmp_path):
     mean, std = torch.tensor(tile_set.card.mean), torch.tensor(tile_set.card.std)
     tiles_ = [tile_set.tiles[9]]
     whole, near = (
-        normalise(collate(reader, tiles_, windows, Composition(1, 1, 0, True, threshold)), mean, std, torch.device("cpu"))
+        normalise(collate(reader, tiles_, windows, Composition(1, 1, 0, True, thumbnail_from=threshold)), mean, std, torch.device("cpu"))
         for threshold in (100, 0)
     )
     with torch.inference_mode():
