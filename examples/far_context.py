@@ -30,7 +30,8 @@ def compare(folder: Path, steps: int) -> dict[str, float]:
     scores, how = {}, {"tile": TILE, "margin": 0, "overwrite": True}
     for arch in ("ginet", "local"):
         out = folder / f"{arch}.safetensors"
-        trained = rsdistill.train_teacher(work=folder, arch=arch, out=out, steps=steps, overwrite=True, validation="tile")
+        far = {"context_side": 512}  # beacons may lie anywhere in the scene
+        trained = rsdistill.train_teacher(work=folder, arch=arch, out=out, steps=steps, overwrite=True, validation="tile", **far)
         scores[arch] = trained.data["pixel_accuracy"]
         rsdistill.predict(folder / "scene.tif", model=out, out=[folder / f"{arch}.tif"], **how)
     how |= {"model": folder / "ginet.safetensors"}

@@ -200,11 +200,7 @@ def _beside(
 
 
 def _sum(measured: "Sequence[Measured]") -> "Confusion":
-    """What was counted in all scenes.
-
-    Raises:
-        LabelError: nothing.
-    """
+    """What was counted in all scenes; nothing is a LabelError."""
     from rsdistill.inference.findings import listed
     from rsdistill.metrics import Confusion
 
@@ -213,10 +209,8 @@ def _sum(measured: "Sequence[Measured]") -> "Confusion":
         total.add(one.confusion)
     if not total.matrix.any():
         missing = f"{total.unpredicted} labelled pixels, none" if total.unpredicted else "no labelled pixel"
-        raise LabelError(
-            f"{missing} with a prediction in {listed([one.subject.label for one in measured])}",
-            hint="do labels and scenes lie at the same place?",
-        )
+        where = listed([one.subject.label for one in measured])
+        raise LabelError(f"{missing} with a prediction in {where}", hint="do labels and scenes lie at the same place?")
     return total
 
 

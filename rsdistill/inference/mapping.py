@@ -181,8 +181,7 @@ class Mapper:
             ):
                 yield strip._replace(row=strip.row + row)
 
-        found = journal.kept(below) if journal else below(0)
-        return framed(found, area, part or self.frame(scene), len(self.table))
+        return framed(journal.kept(below) if journal else below(0), area, part or self.frame(scene), len(self.table))
 
     def mark(self, scene: Scene, wanted: Wanted) -> dict[str, Any]:
         """Return all that the map of ``scene`` depends on: two runs with one mark make the same strips."""

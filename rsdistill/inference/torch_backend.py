@@ -103,8 +103,7 @@ class TorchBackend(Backend):
             if scene is None:
                 raise ConfigError("this network needs the scene's context", hint="give the backend the scene")
             ratio = cast(GINet, model).args.context_ratio
-            store = CanvasStore(canvases) if canvases else None
-            how: dict[str, Any] = {"ratio": ratio, "margin": card.canvas_margin, "store": store}
+            how: dict[str, Any] = {"ratio": ratio, "margin": card.canvas_margin, "store": CanvasStore(canvases) if canvases else None}
             self._canvas = SceneCanvas(model, scene, bands or card.bands, self._image, **how)
         self._lanes = lanes(self.device, one_stream=self._canvas is not None) if self.device.type == "cuda" else None
         self.ahead = 0 if self._lanes is None else 1

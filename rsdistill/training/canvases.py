@@ -82,8 +82,11 @@ class CanvasTeacher(Teacher):
 
         def answer(members: list[int]) -> Segmentation:
             first, device = parts[members[0]][0], image.device
-            guidance = tuple(torch.cat(maps).to(device) for maps in zip(*(parts[member][0].guidance for member in members), strict=True))
-            mask = torch.cat([parts[member][0].mask for member in members]).to(device)
+            with torch.autocast("cpu", enabled=False):  # which knows no half precision on the processor, where the maps are
+                guidance = tuple(
+                    torch.cat(maps).to(device) for maps in zip(*(parts[member][0].guidance for member in members), strict=True)
+                )
+                mask = torch.cat([parts[member][0].mask for member in members]).to(device)
             box = torch.cat([parts[member][1] for member in members])
             return network.decode(image[members], Canvas(guidance, mask, first.logits, first.size), box, torch.arange(len(members)))
 

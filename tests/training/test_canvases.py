@@ -144,6 +144,16 @@ def test_a_broken_off_canvas_is_no_canvas(tiles, teacher, tmp_path, monkeypatch)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
+def test_kept_canvases_serve_training_in_bfloat16(tiles, teacher, tmp_path):
+    tile_set = load_tile_set(tiles)
+    batch, kept = batch_of(tile_set), keeping(teacher, tile_set, tmp_path)
+    with torch.inference_mode():
+        expected = kept(batch).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            found = kept(batch).logits
+    assert (found.float() - expected).square().mean().sqrt() < 0.05 * expected.std()
+
+
 def test_what_a_run_will_ask_for_is_made_before_it_begins(tiles, teacher, tmp_path, encoded):
     tile_set = load_tile_set(tiles)
     kept = keeping(teacher, tile_set, tmp_path)

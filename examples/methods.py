@@ -1,0 +1,52 @@
+"""Compare every method on real scenes, with students from scratch and from encoder weights, as Markdown tables.
+
+    python examples/methods.py SCENES --weights mobilenetv2.safetensors --out methods --page docs/benchmarks/methods.md
+
+SCENES is a folder of scenes …t1.tif to …t5.tif with labels and classes.toml; t3 is left out of training and measured at the end of a run.
+The teacher is an fpn of the same scenes. What has finished is not run again, so it may be stopped at any time.
+"""
+
+import argparse
+from pathlib import Path
+
+from measured import publish, run
+
+METHODS = "ce,kd,skd,ifvd,cwd,mgsad,drd,idd,nfd,dist,cbd"
+"""All but mgd, which reads unlabelled tiles: semi_supervised.py compares it."""
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("scenes", type=Path, help="folder of scenes with labels and classes.toml")
+parser.add_argument("--weights", type=Path, required=True, help="of MobileNetV2, as train-teacher takes them")
+parser.add_argument("--out", type=Path, default=Path("methods"), help="folder of all that is made; run again with it to go on")
+parser.add_argument("--page", type=Path, help="Markdown page to write the tables into, between its marks")
+parser.add_argument("--start", choices=("scratch", "weights", "both"), default="both", help="what students start from")
+parser.add_argument("--teacher-steps", type=int, default=400)
+parser.add_argument("--steps", type=int, default=150, help="of each student")
+parser.add_argument("--seeds", type=int, default=3)
+parser.add_argument("--threads", type=int, default=2, help="threads of the network")
+given = parser.parse_args()
+given.out.mkdir(parents=True, exist_ok=True)
+scenes = sorted(given.scenes.glob("*t[1-5].tif"))
+tiled = run(given.out, "tile", "tile", *scenes, "--classes", given.scenes / "classes.toml", "--val-scenes", scenes[2].stem)
+how, teacher = ("--precision", "bf16", "--threads", given.threads), given.out / "fpn.safetensors"
+budget = ("--steps", given.teacher_steps, "--validate-every", given.teacher_steps)
+words = ("--arch", "fpn", "--encoder", "mobilenetv2_100", "--weights", given.weights)
+done = [tiled, run(given.out, "fpn", "train-teacher", *words, *budget, *how, "--out", teacher)]
+students = {
+    "scratch": ("--student", "small", "--lr", 2e-3),
+    "weights": ("--student", "base", "--weights", given.weights, "--batch", 1),
+}
+parts = [f"The teacher's mIoU is {100 * done[1]['miou']:.1f} %, its pixel accuracy {100 * done[1]['pixel_accuracy']:.1f} %."]
+for start in students if given.start == "both" else (given.start,):
+    out, budget = given.out / start, ("--steps", given.steps, "--validate-every", given.steps, "--seeds", given.seeds)
+    compared = ("compare", "--methods", METHODS, "--teacher", teacher, *students[start], *budget, *how, "--out", out)
+    done.append(run(given.out, f"compare-{start}", *compared))
+    title = "Students from scratch" if start == "scratch" else "Students from encoder weights"
+    parts += [f"## {title}", (out / "comparison.md").read_text().strip()]
+commands = "\n".join(one["line"] for one in done)
+for path in (given.scenes, given.weights, given.out):
+    commands = commands.replace(f"{path.parent}/", "")  # where things lie on this machine is nobody else's business
+parts += ["```bash\n" + commands + "\n```"]
+if given.page:
+    publish(given.page, "methods", "\n\n".join(parts))
+print("\n\n".join(parts))
