@@ -50,9 +50,10 @@ def bench(*, progress: Progress = SILENT, **options: Any) -> Result:
     with TemporaryDirectory(prefix="rsdistill-") as name:
         folder = Path(name)
         scene = config.scene or _draw(folder, config)
+        model = config.model or _untrained(folder, scene, config)
         course = Course(
-            scene,
-            config.model or _untrained(folder, scene, config),
+            scene.absolute(),
+            model.absolute(),  # contestants run in folders of their own
             folder,
             config.threads,
             config.rounds,

@@ -44,6 +44,23 @@ def test_lines_that_map_a_scene(tmp_path, line):
         assert found["met"]
 
 
+def test_paths_are_those_of_the_caller(tmp_path, monkeypatch):
+    """Contestants run in folders of their own."""
+    import torch
+
+    from rsdistill.geo.synthetic import write_land_cover
+    from rsdistill.models import ModelCard, build_network, save_model
+
+    write_land_cover(tmp_path, size=128)
+    classes = [{"id": k, "name": f"class {k}"} for k in range(1, 3)]
+    card = ModelCard(arch="linear", classes=classes, bands=(1, 2, 3), mean=(0.0,) * 3, std=(1.0,) * 3)
+    torch.manual_seed(0)
+    save_model(tmp_path / "m.safetensors", build_network("linear", {}, bands=3, classes=2), card)
+    monkeypatch.chdir(tmp_path)
+    result = bench(only=("P1",), rounds=1, model=Path("m.safetensors"), scene=Path("scene.tif"), out=Path("bench.json"))
+    assert result.data["lines"][0]["figures"]["wall"] > 0
+
+
 def test_every_line_has_its_measure():
     assert len(set(LINES)) == len(LINES) == 11
 
