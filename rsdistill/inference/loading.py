@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TILE = 1024
 """Side of windows where nothing speaks against it: the larger, the smaller the share of margins that passes the network twice."""
+MOST_OVERLAP = 1.3
+"""Pixels that pass the network per pixel of a large scene: windows are larger where a wide margin would ask for more."""
 TRAINED_TILE = 512
 """Side of the tiles that a network was trained on, where its card does not say."""
 POOLING = ("pspnet", "deeplabv3plus")
@@ -95,13 +97,18 @@ class Model:
 
     def _default_tile(self) -> int:
         trained = self.card.tile or TRAINED_TILE
-        side = trained if self.card.arch in POOLING else trained * ceil(DEFAULT_TILE / trained)
+        enough = 2 * self._usual_margin / (1 - MOST_OVERLAP**-0.5)
+        side = trained if self.card.arch in POOLING else max(trained * ceil(DEFAULT_TILE / trained), enough)
         return ceil(side / self.stride) * self.stride
 
     def _default_margin(self, side: int) -> int:
+        return min(self._usual_margin, side // 4)
+
+    @property
+    def _usual_margin(self) -> int:
         if self.stride == 1:
             return 0
-        return min(self.card.margin if self.card.margin is not None else TRAINED_TILE // 8, side // 4)
+        return self.card.margin if self.card.margin is not None else TRAINED_TILE // 8
 
 
 def find_model(work: Path, named: Path | None) -> Path:
