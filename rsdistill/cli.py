@@ -28,6 +28,7 @@ from rsdistill.config import Config, run_options
 from rsdistill.errors import DiskError, InputError, MemoryLimitError, RsdistillError
 from rsdistill.reporting import Result
 from rsdistill.terminal import draw, draw_traceback, shown
+from rsdistill.training.interrupts import SIGNALS
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 
@@ -54,13 +55,14 @@ class Terminated(KeyboardInterrupt):
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, _terminate)
+            signal.signal(number, _stop)
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as the bytes that it is
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    _hear_no_more()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -259,8 +261,15 @@ def _explain(error: Exception) -> int:
     return _refuse(f"internal error: {type(error).__name__}: {error}", "this is a bug; -v shows where", 1)
 
 
-def _terminate(_signal: int, _frame: types.FrameType | None) -> None:
-    raise Terminated
+def _stop(number: int, _frame: types.FrameType | None) -> None:
+    """End what is running, once: timeout(1) and closing terminals send two signals, and the second must not tear what the first saves."""
+    _hear_no_more()
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _hear_no_more() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _print_version(wanted: bool) -> None:

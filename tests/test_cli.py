@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tomllib
@@ -201,6 +202,39 @@ def test_every_fault_has_its_code_and_one_line(echo, capsys, fault, code, says):
     assert says in captured.err
     assert captured.err.count("\n") == 1
     assert "Traceback" not in captured.err
+
+
+SIGNALLED = """
+import signal, sys
+from rsdistill import cli
+from rsdistill.commands import info
+
+def signalled(**options):
+    try:
+        signal.raise_signal(number)
+    finally:
+        signal.raise_signal(number)
+        print("tidied up", flush=True)
+
+info.info, number = signalled, int(sys.argv.pop(1))
+cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_a_second_signal_tears_nothing_that_the_first_one_ends(number, code):
+    """As timeout(1) sends them, which signals a process and then its group."""
+    given = [sys.executable, "-c", SIGNALLED, str(int(number)), "info", "a.tif"]
+    run = subprocess.run(given, capture_output=True, text=True, check=False, timeout=120, preexec_fn=restored)
+    assert (run.returncode, run.stdout) == (code, "tidied up\n"), run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def restored():
+    """Hear signals also where the tests run under nohup or in the background of a script."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_verbose_shows_the_traceback(echo, capsys):

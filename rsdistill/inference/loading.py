@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 DEFAULT_TILE = 1024
 """Side of windows where nothing speaks against it: the larger, the smaller the share of margins that passes the network twice."""
-MOST_OVERLAP = 1.3
-"""Pixels that pass the network per pixel of a large scene: windows are larger where a wide margin would ask for more."""
+MOST_OVERLAP = 1.25
+"""Pixels that pass the network per pixel of an endless scene: windows are larger where a wide margin would ask for more. On a real one,
+sides that are multiples of the stride bring it to 1.3 at most."""
 TRAINED_TILE = 512
 """Side of the tiles that a network was trained on, where its card does not say."""
 POOLING = ("pspnet", "deeplabv3plus")

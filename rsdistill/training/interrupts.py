@@ -2,9 +2,10 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -34,10 +35,18 @@ def postponed(save: Callable[[], None], agreed: Callable[[int], int] = int) -> I
         yield
         whole = True
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        _handle(former)
         if arrived and not whole:  # the block failed: there is no whole state, and who sent the signal still wants the end
             signal.raise_signal(arrived[0])
     if number := agreed(arrived[0] if arrived else 0):
-        save()
+        _handle(dict.fromkeys(former, signal.SIG_IGN))  # a second signal must not tear what the first one saves
+        try:
+            save()
+        finally:
+            _handle(former)
         signal.raise_signal(number)
+
+
+def _handle(handlers: Mapping[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -9,11 +9,13 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import rasterio
 from affine import Affine
 from safetensors.numpy import save_file
@@ -22,6 +24,24 @@ from rsdistill import cli
 from rsdistill.geo.synthetic import write_land_cover
 
 GRID = Affine(0.5, 0, 300_000, 0, -0.5, 5_000_000)
+SECONDS = 280
+"""Until a spawned command is given up: less than a test may take."""
+
+MODULE = ("-m", "rsdistill")
+HELD = """
+import os, signal
+from rsdistill.cli import main
+keep = os.fsync
+def first(handle):
+    os.fsync = keep
+    os.kill(os.getpid(), signal.SIGSTOP)
+    keep(handle)
+os.fsync = first
+main()
+"""
+"""The command line, but that it stops itself, as SIGSTOP does, where it is about to keep the first file that it wrote."""
+
+_spawned: list[subprocess.Popen] = []
 
 
 class World(NamedTuple):
@@ -78,15 +98,38 @@ def ended(*arguments):
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def spawn(*arguments, cwd=None, env=None, **how):
-    """Start the command line as a process of its own group."""
+def spawn(*arguments, program=MODULE, cwd=None, env=None, **how):
+    """Start the command line as a process of its own group; it ends with the test at the latest."""
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | how
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    command = [sys.executable, "-m", "rsdistill", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **how)
+    command = [sys.executable, *program, *map(str, arguments)]
+    _spawned.append(subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **how))
+    return _spawned[-1]
 
 
-def finish(process, seconds=120):
+def end_spawned():
+    """End what a test that failed left running, and close its pipes: they would be the next test's fault."""
+    while _spawned:
+        with _spawned.pop() as process:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(process, ready):
+    """Wait until ``ready()`` holds while a spawned command runs; that it ended before is a failure, and so told."""
+    end = time.monotonic() + SECONDS
+    while not ready():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+def held(process):
+    """Whether a process is stopped, as :data:`HELD` stops itself."""
+    return lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+
+
+def finish(process, seconds=SECONDS):
     """Wait for a spawned command and say how it ended."""
     try:
         out, err = process.communicate(timeout=seconds)

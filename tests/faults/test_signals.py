@@ -6,15 +6,23 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
 import pytest
-from harness import ended, finish, litter, place_of, spawn, write_raster
+from harness import HELD, ended, finish, held, litter, place_of, spawn, wait_for, write_raster
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 SIDE = 1536
-SECONDS = 240
+
+
+@pytest.fixture(scope="module", autouse=True)
+def signals_as_a_terminal_leaves_them():
+    """Who runs the tests under nohup has them ignore SIGHUP, and what they start would do likewise."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +31,16 @@ def large(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
     pixels = np.random.default_rng(0).integers(0, 255, (3, SIDE, SIDE), np.uint8)
     write_raster(folder / "s.tif", pixels, tiled=True, **place_of(world))
-    run = finish(spawn(*predict(world, folder / "s.tif", folder / "m.tif")), SECONDS)
-    assert run.code == 0, run.err
+    undisturbed(predict(world, folder / "s.tif", folder / "m.tif"))
     return folder
+
+
+def undisturbed(command):
+    """Run a command to its end; return how many seconds that takes here and now."""
+    start = time.monotonic()
+    run = finish(spawn(*command))
+    assert run.code == 0, run.err
+    return time.monotonic() - start
 
 
 def predict(world, scene, out):
@@ -37,32 +52,26 @@ def train(world, out, steps=400):
     return ["distill", "--work", world.work, "--method", "ce", "--student", "linear", "--out", out, *much]
 
 
-def wait_for(process, ready, seconds=SECONDS):
-    """Wait until ``ready()`` holds; False where the process ended before."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        if ready():
-            return True
-        time.sleep(0.01)
-    return False
+def grown(journal, size):
+    def ready():
+        with suppress(FileNotFoundError):
+            return journal.stat().st_size > size
 
-
-def grown(path, size):
-    return lambda: path.exists() and path.stat().st_size > size
+    return ready
 
 
 def interrupted(process, number):
     """Send a signal; say how the process ended and how many seconds of processor time it took to."""
     spent, others = sum(psutil.Process(process.pid).cpu_times()[:2]), sum(os.times()[2:4])
     process.send_signal(number)
-    run = finish(process, SECONDS)
+    run = finish(process)
     return run, sum(os.times()[2:4]) - others - spent
 
 
 def go_on(line):
     """Run the command that an interrupted one printed."""
     command = line.partition("go on with: rsdistill ")[2].removesuffix(")")
-    return finish(spawn(*shlex.split(command)), SECONDS)
+    return finish(spawn(*shlex.split(command)))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,7 @@ def go_on(line):
 def test_predict_says_how_to_go_on_and_does(world, large, tmp_path, number, code):
     out = tmp_path / "m.tif"
     process = spawn(*predict(world, large / "s.tif", out))
-    assert wait_for(process, grown(tmp_path / ".m.tif.journal", 200_000))
+    wait_for(process, grown(tmp_path / ".m.tif.journal", 200_000))
     run, seconds = interrupted(process, number)
     assert (run.code, run.out) == (code, "")
     assert seconds < 5
@@ -88,30 +97,33 @@ def test_predict_says_how_to_go_on_and_does(world, large, tmp_path, number, code
     assert litter(tmp_path) == []
 
 
-def killed_until_done(command, killing, attempts):
-    """Start ``command`` again and again, each time killed after a random while, until it ends; return how often it was killed."""
+def killed_until_done(command, killing, attempts, whole):
+    """Start ``command``, which takes ``whole`` seconds, again and again, each time killed after a random while; return the count of kills.
+
+    It ends when a run was faster than its killer, or when there were so many attempts.
+    """
     kills = 0
     while True:
         process = spawn(*command, "--resume", "--overwrite")  # a run that was killed after its result stood would refuse to replace it
         if kills < attempts:
-            time.sleep(killing.uniform(0, 12))
-            kills += process.poll() is None
+            time.sleep(killing.uniform(0, whole))
             process.kill()
-        run = finish(process, SECONDS)
+        run = finish(process)
         if run.code == 0:
             return kills
         assert run.code == -signal.SIGKILL, run.err
+        kills += 1
 
 
 @pytest.mark.slow
 def test_predict_killed_once_is_resumed_to_the_same_bytes(world, large, tmp_path):
     out = tmp_path / "m.tif"
     process = spawn(*predict(world, large / "s.tif", out))
-    assert wait_for(process, grown(tmp_path / ".m.tif.journal", 300_000))
+    wait_for(process, grown(tmp_path / ".m.tif.journal", 300_000))
     process.kill()
     finish(process)
     assert not out.exists()
-    run = finish(spawn(*predict(world, large / "s.tif", out), "--resume"), SECONDS)
+    run = finish(spawn(*predict(world, large / "s.tif", out), "--resume"))
     assert run.code == 0, run.err
     assert out.read_bytes() == (large / "m.tif").read_bytes()
     assert litter(tmp_path) == []
@@ -120,21 +132,20 @@ def test_predict_killed_once_is_resumed_to_the_same_bytes(world, large, tmp_path
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_predict_survives_fifty_random_kills(world, large, tmp_path):
-    killing, kills = random.Random(7), 0
+    killing, kills, whole = random.Random(7), 0, undisturbed(predict(world, large / "s.tif", tmp_path / "once.tif"))
     while kills < 50:
         out = tmp_path / f"m{kills}.tif"
-        kills += killed_until_done(predict(world, large / "s.tif", out), killing, 50 - kills)
+        kills += killed_until_done(predict(world, large / "s.tif", out), killing, 50 - kills, whole)
         assert out.read_bytes() == (large / "m.tif").read_bytes()
         assert litter(tmp_path) == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_training_says_how_to_go_on_and_does(world, tmp_path, number, code):
-    undisturbed, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    whole = finish(spawn(*train(world, undisturbed)), SECONDS)
-    assert whole.code == 0, whole.err
+    out = tmp_path / "b.safetensors"
+    undisturbed(train(world, tmp_path / "a.safetensors"))
     process = spawn(*train(world, out))
-    assert wait_for(process, (tmp_path / "b.log.csv").exists)
+    wait_for(process, (tmp_path / "b.log.csv").exists)
     run, seconds = interrupted(process, number)
     assert (run.code, run.out) == (code, "")
     assert seconds < 5
@@ -150,12 +161,11 @@ def test_training_says_how_to_go_on_and_does(world, tmp_path, number, code):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_training_survives_ten_random_kills(world, tmp_path):
-    undisturbed, killing, kills = tmp_path / "a.safetensors", random.Random(7), 0
-    assert finish(spawn(*train(world, undisturbed)), SECONDS).code == 0
+    killing, kills, whole = random.Random(7), 0, undisturbed(train(world, tmp_path / "a.safetensors"))
     while kills < 10:
         out = tmp_path / f"b{kills}.safetensors"
-        kills += killed_until_done(train(world, out), killing, 10 - kills)
-        assert out.read_bytes() == undisturbed.read_bytes()
+        kills += killed_until_done(train(world, out), killing, 10 - kills, whole)
+        assert out.read_bytes() == (tmp_path / "a.safetensors").read_bytes()
         assert litter(tmp_path) == []
 
 
@@ -176,12 +186,13 @@ def tile(world, out):
 
 def test_tile_killed_leaves_no_tile_set_and_its_rerun_is_the_same(world, tmp_path):
     out = tmp_path / "tiles"
-    process = spawn(*tile(world, out))
-    assert wait_for(process, lambda: any(tmp_path.glob(".tiles.*.part/labels")))
+    process = spawn(*tile(world, out), program=("-c", HELD))
+    wait_for(process, held(process))
+    assert any(tmp_path.glob(".tiles.*.part/labels"))
     process.kill()
     finish(process)
     assert not out.exists()
-    run = finish(spawn(*tile(world, out)), SECONDS)
+    run = finish(spawn(*tile(world, out)))
     assert run.code == 0, run.err
     assert litter(tmp_path) == []
     for name in ("labels/scene.tif", "context/scene.ctx8.tif", "context/scene.lab8.tif"):
@@ -191,11 +202,12 @@ def test_tile_killed_leaves_no_tile_set_and_its_rerun_is_the_same(world, tmp_pat
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(world, large, tmp_path):
     process = spawn(*predict(world, large / "s.tif", tmp_path / "m.tif"))
-    assert wait_for(process, grown(tmp_path / ".m.tif.journal", 200_000))
+    wait_for(process, grown(tmp_path / ".m.tif.journal", 200_000))
     process.send_signal(signal.SIGSTOP)
-    time.sleep(2)
+    wait_for(process, held(process))
+    time.sleep(1)
     process.send_signal(signal.SIGCONT)
-    run = finish(process, SECONDS)
+    run = finish(process)
     assert run.code == 0, run.err
     assert (tmp_path / "m.tif").read_bytes() == (large / "m.tif").read_bytes()
 
@@ -203,15 +215,15 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(world, large, tmp_path
 @pytest.mark.slow
 def test_a_run_under_nohup_does_not_mind_the_terminal_going(world, large, tmp_path):
     process = spawn(*predict(world, large / "s.tif", tmp_path / "m.tif"), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    assert wait_for(process, grown(tmp_path / ".m.tif.journal", 200_000))
+    wait_for(process, grown(tmp_path / ".m.tif.journal", 200_000))
     process.send_signal(signal.SIGHUP)
-    assert finish(process, SECONDS).code == 0
+    assert finish(process).code == 0
 
 
 @pytest.mark.slow
 def test_no_reader_outlives_a_killed_training(world, tmp_path):
     process = spawn(*train(world, tmp_path / "a.safetensors", steps=100_000), "--workers", 2)
-    assert wait_for(process, (tmp_path / "a.log.csv").exists)
+    wait_for(process, (tmp_path / "a.log.csv").exists)
     readers = psutil.Process(process.pid).children(recursive=True)
     assert len(readers) >= 2
     process.kill()

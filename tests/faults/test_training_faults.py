@@ -4,17 +4,15 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 import rasterio
 import torch
-from harness import ended, finish, litter, place_of, spawn, write_raster
+from harness import SECONDS, ended, finish, litter, place_of, spawn, wait_for, write_raster
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and limits")
-SECONDS = 280
 
 
 def distill(world, out, *more):
@@ -32,10 +30,9 @@ def test_a_reader_that_is_killed_is_replaced_and_the_weights_are_the_same(world,
     steps = ["--steps", 2000, "--validate-every", 1000, "--workers", 1]
     assert ended(*distill(world, tmp_path / "a.safetensors", *steps[:-1], 0, "-q")).code == 0
     process = spawn(*distill(world, tmp_path / "b.safetensors", *steps))
-    while process.poll() is None and not (tmp_path / "b.log.csv").exists():
-        time.sleep(0.01)
+    wait_for(process, (tmp_path / "b.log.csv").exists)
     readers_of(process)[0].kill()
-    run = finish(process, SECONDS)
+    run = finish(process)
     assert run.code == 0, run.err
     assert re.search(r"a reading process died (while reading .+|between two files); reading goes on with new workers", run.err)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()

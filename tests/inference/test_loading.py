@@ -21,7 +21,7 @@ def model(stride=32, fixed=None, **card):
         (model(tile=384, margin=48), Windows(1152, 48)),
         (model(arch="pspnet", stride=8, tile=256, margin=32), Windows(256, 32)),
         (model(tile=50, margin=8), Windows(1056, 8)),
-        (model(), Windows(1056, 64)),  # (1056 / (1056 - 128))² < 1.3
+        (model(), Windows(1216, 64)),  # (1216 / (1216 - 128))² < 1.25
         (model(stride=1, arch="linear"), Windows(1024, 0)),
         (model(stride=512, fixed=512, tile=256, margin=32), Windows(512, 32)),
         (model(stride=32, fixed=32, margin=64), Windows(32, 8)),

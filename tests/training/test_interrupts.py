@@ -22,6 +22,22 @@ def test_a_signal_inside_a_step_acts_after_the_step_and_after_the_save():
     assert happened == ["step ended", "saved"]
 
 
+def test_a_second_signal_does_not_tear_what_the_first_one_saves():
+    happened = []
+
+    def save():
+        os.kill(os.getpid(), signal.SIGINT)
+        happened.append("saved")
+
+    def step():
+        with postponed(save):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert happened == ["saved"]
+
+
 def test_without_a_signal_nothing_is_saved_and_the_handlers_are_back():
     former = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with postponed(lambda: pytest.fail("saved without need")):
