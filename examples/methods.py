@@ -39,8 +39,8 @@ students = {
 parts = [f"The teacher's mIoU is {100 * done[1]['miou']:.1f} %, its pixel accuracy {100 * done[1]['pixel_accuracy']:.1f} %."]
 for start in students if given.start == "both" else (given.start,):
     out, budget = given.out / start, ("--steps", given.steps, "--validate-every", given.steps, "--seeds", given.seeds)
-    compared = ("compare", "--methods", METHODS, "--teacher", teacher, *students[start], *budget, *how, "--out", out)
-    done.append(run(given.out, f"compare-{start}", *compared))
+    compared = ("compare", "--methods", METHODS, "--class-weights", "balanced", "--teacher", teacher, *students[start], *budget, *how)
+    done.append(run(given.out, f"compare-{start}", *compared, "--out", out))
     title = "Students from scratch" if start == "scratch" else "Students from encoder weights"
     parts += [f"## {title}", (out / "comparison.md").read_text().strip()]
 commands = "\n".join(one["line"] for one in done)
