@@ -192,6 +192,8 @@ def _tile(
 
 def padded(size: tuple[int, int], image: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Copy (C, h, w) pixels and their validity, mirrored up to the ``size`` that the stride asks for where the scene is smaller."""
+    if valid.shape == size:
+        return image.copy(), valid.copy()
     beyond = ((0, size[0] - valid.shape[0]), (0, size[1] - valid.shape[1]))
     return np.pad(image, ((0, 0), *beyond), "reflect"), np.pad(valid, beyond, "reflect")
 
@@ -232,8 +234,13 @@ def _in_flight(
 def _started(tiles: Sequence[Tile], start: Callable[..., Callable[[], NDArray[Any]]], stats: Stats) -> Callable[[], Iterable[NDArray[Any]]]:
     if not tiles:
         return tuple
-    images, valid = np.stack([tile.image for tile in tiles]), np.stack([tile.valid for tile in tiles])
+    images, valid = _together([tile.image for tile in tiles]), _together([tile.valid for tile in tiles])
     return _timed(lambda: start(images, valid, [tile.placement.read for tile in tiles]), stats)
+
+
+def _together(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Stack arrays; one alone is not copied."""
+    return np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]
 
 
 def _timed(call: Callable[[], T], stats: Stats) -> T:

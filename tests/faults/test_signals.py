@@ -97,12 +97,13 @@ def test_predict_says_how_to_go_on_and_does(world, large, tmp_path, number, code
     assert litter(tmp_path) == []
 
 
-def killed_until_done(command, killing, attempts, whole):
-    """Start ``command``, which takes ``whole`` seconds, again and again, each time killed after a random while; return the count of kills.
+def killed_until_done(command, killing, attempts, whole, state):
+    """Start ``command``, which takes ``whole`` seconds, again and again, each time killed after a random while.
 
-    It ends when a run was faster than its killer, or when there were so many attempts.
+    It ends when a run was faster than its killer, or when there were so many attempts. Returns the count of kills, and of those that left
+    the file ``state`` to go on from.
     """
-    kills = 0
+    kills = begun = 0
     while True:
         process = spawn(*command, "--resume", "--overwrite")  # a run that was killed after its result stood would refuse to replace it
         if kills < attempts:
@@ -110,9 +111,9 @@ def killed_until_done(command, killing, attempts, whole):
             process.kill()
         run = finish(process)
         if run.code == 0:
-            return kills
+            return np.array([kills, begun])
         assert run.code == -signal.SIGKILL, run.err
-        kills += 1
+        kills, begun = kills + 1, begun + state.exists()
 
 
 @pytest.mark.slow
@@ -132,12 +133,14 @@ def test_predict_killed_once_is_resumed_to_the_same_bytes(world, large, tmp_path
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_predict_survives_fifty_random_kills(world, large, tmp_path):
-    killing, kills, whole = random.Random(7), 0, undisturbed(predict(world, large / "s.tif", tmp_path / "once.tif"))
-    while kills < 50:
-        out = tmp_path / f"m{kills}.tif"
-        kills += killed_until_done(predict(world, large / "s.tif", out), killing, 50 - kills, whole)
+    killing, counts, whole = random.Random(7), np.zeros(2, int), undisturbed(predict(world, large / "s.tif", tmp_path / "once.tif"))
+    while counts[0] < 50:
+        out = tmp_path / f"m{counts[0]}.tif"
+        journal = out.with_name(f".{out.name}.journal")
+        counts += killed_until_done(predict(world, large / "s.tif", out), killing, 50 - counts[0], whole, journal)
         assert out.read_bytes() == (large / "m.tif").read_bytes()
         assert litter(tmp_path) == []
+    assert counts[1] > 10
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
@@ -161,12 +164,13 @@ def test_training_says_how_to_go_on_and_does(world, tmp_path, number, code):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_training_survives_ten_random_kills(world, tmp_path):
-    killing, kills, whole = random.Random(7), 0, undisturbed(train(world, tmp_path / "a.safetensors"))
-    while kills < 10:
-        out = tmp_path / f"b{kills}.safetensors"
-        kills += killed_until_done(train(world, out), killing, 10 - kills, whole)
+    killing, counts, whole = random.Random(7), np.zeros(2, int), undisturbed(train(world, tmp_path / "a.safetensors"))
+    while counts[0] < 10:
+        out = tmp_path / f"b{counts[0]}.safetensors"
+        counts += killed_until_done(train(world, out), killing, 10 - counts[0], whole, out.with_suffix(".state.pt"))
         assert out.read_bytes() == (tmp_path / "a.safetensors").read_bytes()
         assert litter(tmp_path) == []
+    assert counts[1] > 2
 
 
 def test_training_that_died_beside_its_finished_model_is_resumed_all_the_same(world, tmp_path):
