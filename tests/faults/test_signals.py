@@ -15,7 +15,7 @@ import pytest
 from harness import HELD, ended, finish, held, litter, place_of, spawn, wait_for, write_raster
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-SIDE = 1536
+SIDE = 2560
 
 
 @pytest.fixture(scope="module", autouse=True)
