@@ -15,7 +15,7 @@ def bound_heap(*, tight: bool) -> None:
     """Set for this process what becomes of large arrays that are freed; other C libraries than glibc have no such call.
 
     Fresh pages are cleared by the system before they are given out: a network whose maps of each window are given back and asked for
-    anew spends a third of its time on that. ``tight`` gives them back all the same, so that a long run holds what it needs at its
+    anew spends much of its time on that. ``tight`` gives them back all the same, so that a long run holds what it needs at its
     fullest and no holes between. Both bounds are fixed; by itself glibc moves them with the arrays that it has seen.
     """
     bounds = {_M_MMAP_THRESHOLD: LARGE} if tight else {_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: KEPT}
