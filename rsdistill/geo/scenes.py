@@ -179,7 +179,7 @@ class Scene:
             valid = self._holds_data(raw, bands) & twice(lambda: self._unmasked(area), self.close)
         values = self._scaled(raw, bands)
         if not valid.all():
-            values[:, ~valid] = 0
+            np.copyto(values, 0, where=~valid)
         return values, valid
 
     def strips(self, bands: Sequence[int], height: int) -> Iterator[tuple[Window, NDArray[Any], NDArray[np.bool_]]]:

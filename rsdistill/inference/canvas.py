@@ -9,6 +9,7 @@ precision: at 50 000 pixels a side and 128 channels, about half a gigabyte.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -51,10 +52,9 @@ class SceneCanvas:
         bands: Sequence[int],
         to_image: ToImage,
         *,
-        ratio: int,
         margin: int | None = None,
         window: int = WINDOW,
-        store: CanvasStore | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Draw up the windows; nothing is read before the first tile.
 
@@ -63,14 +63,13 @@ class SceneCanvas:
             scene: what is mapped.
             bands: 1-based bands that the network takes, in its order.
             to_image: normalises the context as it normalises tiles.
-            ratio: scene pixels along the side of one context pixel.
             margin: context pixels around a tile that its window holds at least, :data:`MARGIN` by default.
             window: largest side in context pixels of what the global branch sees at once, unless the margin asks for more.
-            store: where canvases are shared with other processes that map parts of the scene.
+            folder: where canvases are shared with other processes that map parts of the scene.
         """
-        self._store = store
+        self._store = CanvasStore(folder) if folder else None
         self._model = cast(GINet, model)
-        self._scene, self._bands, self._to_image, self._ratio = scene, bands, to_image, ratio
+        self._scene, self._bands, self._to_image, self._ratio = scene, bands, to_image, self._model.args.context_ratio
         self._margin, self._largest = MARGIN if margin is None else margin, window
         self._windows: ContextWindows | None = None
         self._rows: RowBuffer | None = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rsdistill.geo.windows import Placement, Plan, Window, plan
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.blending import Blend, Blender, CoreKeeper, Strip, Wanted, accumulator
-from rsdistill.inference.reading import CHUNK_ROWS, RowBuffer, Source, prefetch, read_rows
+from rsdistill.inference.reading import RowBuffer, Source, chunks_ahead, prefetch, read_rows
 from rsdistill.reporting import SILENT, Progress, Task
 
 T = TypeVar("T")
@@ -103,6 +103,7 @@ def _collected(
             task.advance(event.skipped)
             if (strip := collect.finish(event.row)) is not None:
                 yield strip
+            del strip  # not kept while the next one is filled
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ def _events(
     scene: Source, job: Job, bands: Sequence[int], within: Within | None, asked: Callable[[Placement], Window], stats: Stats
 ) -> Generator[Tile | RowDone, None, None]:
     """Yield the tiles with something to map, row of windows by row, and the end of each; the next row's pixels are decoded meanwhile."""
-    seen, ahead = job.seen, max(2, job.plan.tile[0] // CHUNK_ROWS)
-    with closing(prefetch(read_rows(scene, seen, bands), ahead)) as stream:
+    seen = job.seen
+    with closing(prefetch(read_rows(scene, seen, bands), chunks_ahead(seen.width, job.plan.tile[0]))) as stream:
         buffer = RowBuffer(stream, job.plan.tile[0])
         for row in job.rows:
             first = job.plan.placement(row, job.cols[0]).read

@@ -86,6 +86,7 @@ class Journal:
             self._behind(self._keep, strip)
             self.rows = strip.row + strip.labels.shape[0]
             yield strip
+            del strip  # not kept while the next one is filled
         self._behind.wait()
 
     def _keep(self, strip: Strip) -> None:

@@ -180,6 +180,7 @@ class Mapper:
                 progress=self.progress,
             ):
                 yield strip._replace(row=strip.row + row)
+                del strip  # not kept while the next one is filled
 
         return framed(journal.kept(below) if journal else below(0), area, part or self.frame(scene), len(self.table))
 

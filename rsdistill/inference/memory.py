@@ -10,12 +10,13 @@ from rsdistill.geo.scenes import Scene
 from rsdistill.inference.blending import Blend, Wanted
 from rsdistill.inference.engine import Job
 from rsdistill.inference.loading import Model, Windows
-from rsdistill.inference.reading import CHUNK_ROWS
+from rsdistill.inference.reading import CHUNK_ROWS, chunks_ahead
 
 WRITER_ROWS = 2 * 512
 """Rows that each raster's writer holds: those it collects and those it encodes."""
 COPIES = 4
-"""Of a batch of windows: those that are cut, stacked, on their way through the network, and waiting to be kept."""
+"""Of a batch of windows: those that are cut, stacked, on their way through the network, and waiting to be kept. Of figures: those that
+are filled, scaled, rounded and made whole numbers of."""
 LEAST_TILE = 128
 """Side below which windows are not made for want of memory."""
 
@@ -25,9 +26,9 @@ def engine_bytes(scene: Scene, job: Job, bands: Sequence[int], classes: int, ble
     (height, width), area = job.plan.tile, job.area
     pixel = len(bands) * np.dtype(scene.dtype).itemsize + 1
     planes = 1 + wanted.confidence + classes * wanted.probabilities
-    rows = job.seen.width * pixel * (2 * height + 2 * CHUNK_ROWS)
+    rows = job.seen.width * pixel * (height + (chunks_ahead(job.seen.width, height) + 2) * CHUNK_ROWS)
     windows = COPIES * batch * height * width * (pixel + 1)
-    strips = area.width * (3 * height * (1 + 4 * (planes - 1)) + WRITER_ROWS * planes)
+    strips = area.width * (height * (1 + COPIES * 4 * (planes - 1)) + WRITER_ROWS * planes)
     blocks = min(cache_for(scene), scene.grid.height * scene.grid.width * scene.count * np.dtype(scene.dtype).itemsize)
     return rows + windows + strips + blocks + (0 if blend == "core" else area.width * height * (4 * classes + 1))
 

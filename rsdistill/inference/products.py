@@ -130,6 +130,7 @@ def _write_rasters(
                 confidence.write(strip.row, strip.confidence)
             if odds and strip.probabilities is not None:
                 odds.write(strip.row, strip.probabilities)
+            del strip  # not kept while the next one is filled
     return counts[: len(table)].tolist()
 
 

@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 CHUNK_ROWS = 128
 """Rows read at once. Higher blocks are decoded once all the same: the block cache holds a row of them."""
+AHEAD_PIXELS = 32 << 20
+"""Pixels read ahead at most: the windows of so many keep any network busy while the rows below them are decoded."""
 
 
 class Source(Protocol):
@@ -65,6 +67,11 @@ def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, 
             for waiting in ahead:
                 waiting.cancel()
             thread.submit(items.close).result()
+
+
+def chunks_ahead(width: int, height: int) -> int:
+    """Return how many chunks of rows are read ahead: a row of windows of that ``height``, less where it is very wide, two at least."""
+    return max(2, min(height, AHEAD_PIXELS // width) // CHUNK_ROWS)
 
 
 def read_rows(scene: Source, area: Window, bands: Sequence[int]) -> Generator[Rows, None, None]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence, Sized
 from copy import copy
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,6 @@ from rsdistill.batches import Segmentation
 from rsdistill.errors import ConfigError, DeviceError, MemoryLimitError
 from rsdistill.geo.windows import Window
 from rsdistill.inference.backends import Backend
-from rsdistill.inference.canvas import SceneCanvas
-from rsdistill.inference.canvas_store import CanvasStore
 from rsdistill.inference.exhaustion import ran_out
 from rsdistill.inference.lanes import lanes
 from rsdistill.inference.reading import Source
@@ -23,9 +21,11 @@ from rsdistill.inference.scores import Floats
 from rsdistill.inference.settings import Precision
 from rsdistill.inference.symmetries import UPRIGHT
 from rsdistill.methods.base import upsample
-from rsdistill.models.ginet import GINet
 from rsdistill.models.network import Network
 from rsdistill.reporting import SILENT, Progress
+
+if TYPE_CHECKING:
+    from rsdistill.inference.canvas import SceneCanvas
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,6 +56,8 @@ class Normalisation(Protocol):
 
 class TorchBackend(Backend):
     """A torch network in this process: a loaded model, or one that is being trained."""
+
+    _canvas: "SceneCanvas | None" = None
 
     def __init__(
         self,
@@ -95,16 +97,15 @@ class TorchBackend(Backend):
         self._std = torch.tensor(card.std, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
         self._most: int | None = None
         self._progress, self._turn = progress, UPRIGHT
-        self._canvas: SceneCanvas | None = None
         self._forward: Callable[[Tensor], Segmentation] = compile_network(self._model) if compiled else self._model
         if model.needs_context and compiled:
             raise ConfigError("a network that reads the scene's context is not compiled", hint="leave --compile out")
         if model.needs_context:
             if scene is None:
                 raise ConfigError("this network needs the scene's context", hint="give the backend the scene")
-            ratio = cast(GINet, model).args.context_ratio
-            how: dict[str, Any] = {"ratio": ratio, "margin": card.canvas_margin, "store": CanvasStore(canvases) if canvases else None}
-            self._canvas = SceneCanvas(model, scene, bands or card.bands, self._image, **how)
+            from rsdistill.inference.canvas import SceneCanvas  # with it comes the library of encoders, which a linear network does without
+
+            self._canvas = SceneCanvas(model, scene, bands or card.bands, self._image, margin=card.canvas_margin, folder=canvases)
         self._lanes = lanes(self.device, one_stream=self._canvas is not None) if self.device.type == "cuda" else None
         self.ahead = 0 if self._lanes is None else 1
 

@@ -25,7 +25,7 @@ ARCHITECTURES: dict[str, str] = {
     "base": "rsdistill.models.students:Base",
     "small": "rsdistill.models.students:Small",
     "tiny": "rsdistill.models.students:Tiny",
-    "linear": "rsdistill.models.students:Linear",  # one 1x1 convolution: a spectral classifier
+    "linear": "rsdistill.models.linear:Linear",  # one 1x1 convolution: a spectral classifier
 }
 """Every network by the name that ``--arch`` takes, and where its class is; the class's ``Args`` are its options."""
 

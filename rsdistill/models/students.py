@@ -1,11 +1,9 @@
-"""Students: small networks for scenes, one dial from tiny to base, and the linear spectral classifier.
+"""Students: small networks for scenes, one dial from tiny to base.
 
 A student is a light encoder without squeeze-excite or any pooling over the tile (so that overlapping tiles agree), and a narrow top-down
 pyramid whose finest map, at stride 4, is classified. Any other convolutional network of timm can take the encoder's place.
 """
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -77,23 +75,3 @@ class Base(Student):
     """The student that takes MobileNetV2's ImageNet weights: 1.9 M parameters."""
 
     Args = BaseArgs
-
-
-class Linear(Network):
-    """One 1x1 convolution: logits are an affine map of a pixel's bands.
-
-    Its state is exactly ``weight`` (K, C, 1, 1) and ``bias`` (K,), so that a person can write one by hand. It begins at zero: the loss is
-    convex and has no symmetry to break.
-    """
-
-    Args = Config
-    stride = 1
-
-    def __init__(self, args: Config, bands: int, classes: int) -> None:
-        super().__init__(args)
-        self.weight = nn.Parameter(torch.zeros(classes, bands, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(classes))
-
-    def forward(self, image: Tensor, context: Context | None = None) -> Segmentation:
-        """Return logits (B, K, H, W); the features are the image."""
-        return Segmentation(F.conv2d(image, self.weight, self.bias), image)

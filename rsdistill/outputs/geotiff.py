@@ -183,7 +183,8 @@ class LabelRasterWriter(StripWriter):
 
     def write(self, row: int, index: NDArray[np.uint8]) -> None:
         """Take the rows from ``row`` on: (h, width) class index 0…K−1, or 255 where there is no data."""
-        self._write(self.table.to_ids(index)[np.newaxis], row)
+        for top in range(0, len(index), BLOCK):  # by parts: a whole strip of ids beside the strip itself would be as large as it
+            self._write(self.table.to_ids(index[top : top + BLOCK])[np.newaxis], row + top)
 
     def _decorate(self, band: ET.Element) -> None:
         add_palette(band, self.table)

@@ -104,7 +104,7 @@ def test_windows_of_the_context_lie_on_the_grid_of_the_whole(array_scene, rng):
     network = ginet()
 
     def decoded(side, tiles):
-        canvas = SceneCanvas(network, scene, [1, 2], lambda v, k: normalised(v[0], k[0]), ratio=RATIO, margin=16, window=side)
+        canvas = SceneCanvas(network, scene, [1, 2], lambda v, k: normalised(v[0], k[0]), margin=16, window=side)
         images = torch.cat([normalised(*scene.read(tile, [1, 2]))[0] for tile in tiles])
         with torch.inference_mode():
             return torch.cat([canvas.decode(images[i : i + 2], tiles[i : i + 2]).logits for i in range(0, len(tiles), 2)])
@@ -207,7 +207,7 @@ def test_the_thumbnail_is_seen_from_scenes_above_its_threshold(array_scene, rng)
         logits = []
         for pixels in (image, far):
             source = array_scene(pixels, valid)
-            canvas = SceneCanvas(network, source, [1, 2], lambda v, k: normalised(v[0], k[0]), ratio=RATIO, margin=0, window=32)
+            canvas = SceneCanvas(network, source, [1, 2], lambda v, k: normalised(v[0], k[0]), margin=0, window=32)
             with torch.inference_mode():
                 logits.append(canvas.decode(normalised(*tile)[0], window).logits)
         return logits

@@ -92,7 +92,7 @@ def test_windows_of_a_large_context_are_those_of_the_map(teacher, tmp_path, monk
         kept = keeping(path, tile_set, tmp_path / "kept")
         found = kept(batch._replace(place=torch.tensor(places))).logits
         made = len(encoded)
-        mapped = SceneCanvas(network, scene, [1, 2, 3], to_image, ratio=8, margin=0, window=32)
+        mapped = SceneCanvas(network, scene, [1, 2, 3], to_image, margin=0, window=32)
         expected = mapped.decode(kept._own(batch.image, batch.valid), [tile_set.tiles[place].window for place in places]).logits
     assert made == len(encoded) - made > 1, "windows"
     assert (found - expected).square().mean().sqrt() < 1e-4 * expected.std()

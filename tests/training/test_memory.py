@@ -12,7 +12,7 @@ from rsdistill.commands.train_teacher import train_teacher
 from rsdistill.data.dataset import Composition, Share
 from rsdistill.errors import MemoryLimitError
 from rsdistill.inference.exhaustion import ran_out
-from rsdistill.models.students import Linear
+from rsdistill.models.linear import Linear
 from rsdistill.reporting import Silent
 from rsdistill.training.memory import halved
 
