@@ -132,6 +132,8 @@ class ClassTable:
         """Turn class indices into mask ids of :attr:`dtype`; 255 becomes :attr:`nodata`."""
         table = np.full(256, self.nodata, dtype=self.dtype)
         table[: len(self)] = self.ids
+        if table.dtype == index.dtype == np.uint8:  # a quarter of the cost of an index
+            return np.frombuffer(bytearray(np.ascontiguousarray(index).data).translate(table.tobytes()), np.uint8).reshape(index.shape)
         return np.asarray(table[index])
 
     @classmethod

@@ -31,15 +31,23 @@ class Backend(ABC):
             windows: where each lies in the scene; smaller than T where the scene ends before.
         """
 
+    def ranks(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
+        """Return (N, K, T, T) figures that order a pixel's classes as its logits do: enough for labels."""
+        return self(images, valid, windows)
+
     def labels(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> NDArray[np.uint8]:
         """Return the (N, T, T) index of the largest logit, the first of equals."""
-        return np.stack([argmax(logits) for logits in self(images, valid, windows)])
+        return np.stack([argmax(ranks) for ranks in self.ranks(images, valid, windows)])
 
     def start(
         self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window], *, scores: bool
     ) -> Callable[[], NDArray[Any]]:
-        """Start on a batch and return what waits for its answer: (N, K, T, T) logits, or (N, T, T) labels without ``scores``."""
-        answer: NDArray[Any] = self(images, valid, windows) if scores else self.labels(images, valid, windows)
+        """Start on a batch and return what waits for its answer: (N, K, T, T) logits.
+
+        Without ``scores``, ranks are enough, or (N, T, T) labels where they are cheaper than figures to hand over. ``images`` and ``valid``
+        are not read any more once this returns.
+        """
+        answer = self(images, valid, windows) if scores else self.ranks(images, valid, windows)
         return lambda: answer
 
     def turned(self, quarters: int, mirrored: bool) -> Self:

@@ -187,14 +187,17 @@ def _events(
 def _tile(
     col: int, placement: Placement, size: tuple[int, int], image: NDArray[Any], valid: NDArray[np.bool_], keep: NDArray[np.bool_]
 ) -> Tile:
-    """Copy a window out of the row buffer."""
+    """Cut a window out of the row buffer, whose pixels stay as they are until the network has begun with all of its row.
+
+    Which of them get a label is asked later, and so copied.
+    """
     return Tile(col, placement, *padded(size, image, valid), keep.copy())
 
 
 def padded(size: tuple[int, int], image: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Copy (C, h, w) pixels and their validity, mirrored up to the ``size`` that the stride asks for where the scene is smaller."""
+    """Return (C, h, w) pixels and their validity, mirrored up to the ``size`` that the stride asks for where the scene is smaller."""
     if valid.shape == size:
-        return image.copy(), valid.copy()
+        return image, valid
     beyond = ((0, size[0] - valid.shape[0]), (0, size[1] - valid.shape[1]))
     return np.pad(image, ((0, 0), *beyond), "reflect"), np.pad(valid, beyond, "reflect")
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rsdistill.errors import CheckpointError, MissingExtraError
 from rsdistill.geo.windows import Window
 from rsdistill.inference.backends import Backend
-from rsdistill.inference.scores import Floats, argmax
+from rsdistill.inference.scores import Floats
 from rsdistill.models.card import FORMAT_VERSION, HEADER_KEY, ModelCard
 
 Graphs = Callable[[tuple[int, int]], Path]
@@ -41,14 +41,11 @@ class GraphBackend(Backend):
 
     def __call__(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
         """As the base class: logarithms of probabilities, which are logits up to a constant a pixel."""
-        odds = np.maximum(self._probabilities(images, valid), LEAST)
+        odds = np.maximum(self.ranks(images, valid, windows), LEAST)
         return np.log(odds, out=odds)
 
-    def labels(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> NDArray[np.uint8]:
-        """As the base class; the likeliest class needs no logarithm."""
-        return np.stack([argmax(odds) for odds in self._probabilities(images, valid)])
-
-    def _probabilities(self, images: NDArray[Any], valid: NDArray[np.bool_]) -> Floats:
+    def ranks(self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window]) -> Floats:
+        """As the base class: probabilities."""
         # Invalid pixels are 0 after normalisation, and the mean before it.
         pixels = np.where(valid[:, None], images, self._mean).astype(np.float32, copy=False)
         pixels /= np.float32(255)

@@ -20,6 +20,8 @@ from rsdistill.outputs.geotiff import FloatRasterWriter, LabelRasterWriter
 
 FILL_ROWS = 512
 """Rows without data that are written at once above and below what is mapped."""
+COUNT_ROWS = 32
+"""Rows whose classes are counted at once."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,13 @@ def _write_rasters(
         "tags": look.tags,
         "overwrite": look.overwrite,
     }
-    counts = np.zeros(256, np.int64)
+    counts = np.zeros(len(table), np.int64)
     with ExitStack() as stack:
         labels = [stack.enter_context(LabelRasterWriter(mask, grid, table, **how)) for mask in masks]
         confidence = products.confidence and stack.enter_context(FloatRasterWriter(products.confidence, grid, **how))
         odds = products.probabilities and stack.enter_context(FloatRasterWriter(products.probabilities, grid, table.names, **how))
         for strip in strips:
-            counts += count_values(strip.labels)
+            counts += count_classes(strip.labels, len(table))
             for writer in labels:
                 writer.write(strip.row, strip.labels)
             if confidence and strip.confidence is not None:
@@ -131,12 +133,20 @@ def _write_rasters(
             if odds and strip.probabilities is not None:
                 odds.write(strip.row, strip.probabilities)
             del strip  # not kept while the next one is filled
-    return counts[: len(table)].tolist()
+    return counts.tolist()
 
 
-def count_values(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the (256,) count of each value, row by row: numpy makes eight bytes of each pixel that it counts at once."""
-    return sum((np.bincount(row, minlength=256) for row in labels), np.zeros(256, np.int64))
+def count_classes(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+    """Return the (classes,) count of each class index among (h, w) labels.
+
+    A comparison for each class, on rows that stay in the processor's cache: ``bincount`` makes eight bytes of each pixel first, and takes
+    eight times as long for six classes.
+    """
+    counts = np.zeros(classes, np.int64)
+    for top in range(0, len(labels), COUNT_ROWS):
+        rows = labels[top : top + COUNT_ROWS]
+        counts += [np.count_nonzero(rows == number) for number in range(classes)]
+    return counts
 
 
 def write_drawn(mask: Path, table: ClassTable, products: Products, look: Look, scene: Path | None) -> None:

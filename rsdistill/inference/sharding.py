@@ -25,7 +25,7 @@ from rsdistill.inference.cutting import cut
 from rsdistill.inference.engine import Stats
 from rsdistill.inference.journal import Journal
 from rsdistill.inference.mapping import Mapper
-from rsdistill.inference.products import count_values
+from rsdistill.inference.products import count_classes
 from rsdistill.inference.scores import Floats
 from rsdistill.inference.settings import MapConfig
 from rsdistill.outputs.shards import EMPTY_SUFFIX, ShardCard, ShardWriter, grid_card, read_card, write_empty
@@ -153,11 +153,11 @@ def make_shard(shard: Shard, mapper: Mapper | None = None) -> ShardCard:
             ShardWriter(shard.path, shard.card) as writer,
             closing(mapper.strips(scene, wanted, stats, journal, part=window, canvases=shard.canvases)) as strips,
         ):
-            counts = np.zeros(256, np.int64)
+            counts = np.zeros(len(mapper.table), np.int64)
             for strip in strips:
                 writer.write(strip.row, strip.labels, _shares(strip))
-                counts += count_values(strip.labels)
-            told = {"pixels": tuple(counts[: len(mapper.table)].tolist()), "facts": vars(stats) | {"seconds": perf_counter() - start}}
+                counts += count_classes(strip.labels, len(mapper.table))
+            told = {"pixels": tuple(counts.tolist()), "facts": vars(stats) | {"seconds": perf_counter() - start}}
             writer.card = shard.card.model_copy(update=told)
     return writer.card
 

@@ -124,8 +124,11 @@ class TorchBackend(Backend):
         self, images: NDArray[Any], valid: NDArray[np.bool_], windows: Sequence[Window], *, scores: bool
     ) -> Callable[[], NDArray[Any]]:
         """As the base class; on CUDA the host goes on while pixels, network and answer are on their way."""
-        if self._lanes is None:
+        if self._lanes is None and (scores or self.device.type == "cpu"):
             return super().start(images, valid, windows, scores=scores)
+        if self._lanes is None:
+            labels = self.labels(images, valid, windows)
+            return lambda: labels
         lane = next(self._lanes)
         with lane.entered():
             parts = self._parts(lane.pinned(images), valid, windows)
