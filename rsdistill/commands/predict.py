@@ -168,6 +168,7 @@ def _look(config: PredictConfig, mapper: "Mapper") -> dict[str, Any]:
 
 def _map_on_workers(named: dict[Path, "Products"], mapper: "Mapper", config: PredictConfig, executor: Executor | None) -> Result:
     """Map scenes shard by shard on processes, a cluster or the executor that was given."""
+    from rsdistill.inference.loading import modules_for
     from rsdistill.inference.scaling import Scaling, pool_for, summary
 
     look = _look(config, mapper) | {"aoi": config.aoi and str(config.aoi.absolute())}
@@ -177,7 +178,7 @@ def _map_on_workers(named: dict[Path, "Products"], mapper: "Mapper", config: Pre
             pass
 
     scaling = Scaling(mapper, config, look, write_run, resume=config.resume)
-    with pool_for(config, executor, config.device) as pool:
+    with pool_for(config, executor, modules_for(mapper.path, mapper.card), config.device) as pool:
         scaling.run(named, pool)
     if scaling.kept:
         mapper.progress.message(f"{scaling.kept} shards of maps that failed are kept: with --resume only the others are made")

@@ -196,11 +196,31 @@ def disagreement(course: Course) -> Goal:
         if not missing(who):
             course.run(who, tile, margin, scene=scene)
             shares[who] = float((_pixels(course.folder / f"{who}.tif")[0][known] != ids).mean())
-    found = ", ".join(f"{way} {100 * share:.2f} %" for way, share in shares.items())
-    met: bool | None = shares["core"] <= min(share for way, share in shares.items() if way == "gaussian" or way in PEERS)
+    by, moved = disagreement_when_moved(course, scene)
+    found = ", ".join(f"{way} {100 * share:.2f} %" for way, share in shares.items()) + f"; windows moved by {by} pixels {100 * moved:.2f} %"
+    met: bool | None = moved < 0.01 and shares["core"] <= min(share for way, share in shares.items() if way == "gaussian" or way in PEERS)
     if not course.trained:  # what it sees from afar means nothing to it
         found, met = f"{found} (of an untrained network)", None
-    return Goal("P6", f"disagreement with wider context, windows of {tile}", "core ≤ gaussian and others", found, met, shares)
+    goal = "core ≤ gaussian and others, moved < 1 %"
+    return Goal("P6", f"disagreement with wider context, windows of {tile}", goal, found, met, shares | {"moved": moved})
+
+
+def disagreement_when_moved(course: Course, scene: Path) -> tuple[int, float]:
+    """Return by how many pixels the windows were moved over the scene, a quarter of their side, and how much of the map changed.
+
+    Windows have their usual size. They are moved by taking rows and columns off the scene; what the margin loses thereby is not counted.
+    """
+    model = load(course.model)
+    windows = model.windows(None, None)
+    with open_scene(scene) as source:
+        by = min(windows.tile, source.grid.height, source.grid.width) // 4 // model.stride * model.stride
+        part = Window(by, by, source.grid.height - by, source.grid.width - by)
+        layout: dict[str, Any] = {"bands": len(source.bands()), "dtype": source.dtype, "nodata": source.nodata[0]}
+        with RasterWriter(course.folder / "moved.tif", source.grid[part], **layout) as writer:
+            writer.write(Window(0, 0, part.height, part.width), source.read(part, source.bands())[0])
+    ours = labels_of(course, scene, windows.tile, windows.margin, "core")[by:, by:]
+    inner = np.s_[windows.margin :, windows.margin :]
+    return by, float((ours != labels_of(course, course.folder / "moved.tif", windows.tile, windows.margin, "core"))[inner].mean())
 
 
 def same_bytes(course: Course, predict: Callable[..., Any]) -> Goal:

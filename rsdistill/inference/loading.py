@@ -11,6 +11,7 @@ from rsdistill.errors import CheckpointError, ConfigError
 from rsdistill.inference.backends import Backend
 from rsdistill.inference.reading import Source
 from rsdistill.inference.settings import Engine, Precision
+from rsdistill.models import ARCHITECTURES
 from rsdistill.models.card import ModelCard, read_card
 from rsdistill.reporting import SILENT, Progress
 
@@ -139,6 +140,19 @@ def read_model_card(path: Path) -> ModelCard:
 
         return read_onnx_card(path)
     return read_card(path)
+
+
+def modules_for(path: Path, card: ModelCard) -> tuple[str, ...]:
+    """Return the modules that a process needs to map with the model in the file ``path``, so that it can load them ahead."""
+    if path.suffix.lower() == ".onnx":
+        return ("rsdistill.inference.sharding", "rsdistill.inference.onnx_backend")
+    network, _, _ = ARCHITECTURES.get(card.arch, "").partition(":")
+    return (
+        "rsdistill.inference.sharding",
+        "rsdistill.inference.torch_backend",
+        "rsdistill.models.checkpoints",
+        *([network] if network else []),
+    )
 
 
 def load(path: Path) -> Model:

@@ -3,19 +3,24 @@
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any, Self
 
 from rsdistill.inference.workers import Job
 
+_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+
 
 class ProcessPool:
     """A pool of processes that can be made anew after one of them died; a context manager.
 
-    Processes are started afresh, not forked: threads, open files and accelerators do not survive a fork.
+    They are not forked from this process: threads, open files and accelerators do not survive that. On Linux they come from one that has
+    loaded the libraries and done nothing else, so that loading is done once and its memory shared; elsewhere they start afresh.
     """
 
     final: tuple[type[BaseException], ...] = ()
@@ -52,11 +57,23 @@ class ProcessPool:
         return True
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(_METHOD)
         ended, self._lifeline = context.Pipe(duplex=False)
         number = context.Value("i", 0)
         given = (ended, number, self._devices)
         self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin, initargs=given)
+
+
+def load_ahead(modules: Sequence[str]) -> None:
+    """Begin to load ``modules`` for the workers of all pools to come, while this process goes on; those that are missing are left out."""
+    if _METHOD == "forkserver":
+        multiprocessing.set_forkserver_preload([*modules])
+        resource_tracker.ensure_running()  # which the server would start, and that unblocks SIGINT
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # which who loads has from here: Ctrl-C is for this process
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(ended: Connection, number: Any, devices: Sequence[str]) -> None:

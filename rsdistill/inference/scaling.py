@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -241,8 +241,8 @@ def summary(scaling: Scaling) -> Table:
     return Table(f"shards{again}", ("scene", "shards", "Mpx/s", "slowest", "merge"), rows)
 
 
-def pool_for(config: PoolConfig, executor: Executor | None, device: str = "cpu") -> AbstractContextManager[Pool]:
-    """Return where the parts of the work are to be done, on ``device``.
+def pool_for(config: PoolConfig, executor: Executor | None, modules: Sequence[str], device: str = "cpu") -> AbstractContextManager[Pool]:
+    """Return where the parts of the work are to be done, on ``device``; processes of this machine load ``modules`` meanwhile.
 
     Raises:
         ConfigError: a scheduler is named twice.
@@ -254,8 +254,9 @@ def pool_for(config: PoolConfig, executor: Executor | None, device: str = "cpu")
         from rsdistill.inference.clusters import DaskPool
 
         return DaskPool(scheduler=config.scheduler, scheduler_file=config.scheduler_file, workers=config.workers)
-    from rsdistill.inference.processes import ProcessPool, accelerators
+    from rsdistill.inference.processes import ProcessPool, accelerators, load_ahead
 
+    load_ahead(modules)
     return ProcessPool(config.workers, accelerators(device))
 
 
@@ -271,7 +272,7 @@ def each_for(config: PoolConfig, executor: Executor | None) -> Iterator[Callable
 
         yield one_by_one
         return
-    with pool_for(config, executor) as pool:
+    with pool_for(config, executor, ["rsdistill.data.building"]) as pool:
         yield on_workers(pool, config.retries)
 
 

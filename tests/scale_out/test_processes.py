@@ -47,8 +47,9 @@ def started(folder, out, *more, shards):
 
 
 def workers_of(run):
-    """The processes that map: children that hold torch, not multiprocessing's own helper."""
-    return [child for child in psutil.Process(run.pid).children() if "resource_tracker" not in " ".join(child.cmdline())]
+    """The processes that map: children of the one that has loaded the libraries."""
+    servers = [child for child in psutil.Process(run.pid).children() if "forkserver" in " ".join(child.cmdline())]
+    return [worker for server in servers for worker in server.children()]
 
 
 def test_a_killed_worker_is_replaced_and_the_map_is_the_same(large, tmp_path):
