@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsdistill.geo.windows import Placement, Plan, Window
+from rsdistill.inference.heap import paged
 from rsdistill.inference.scores import Floats, argmax, confidence, softmax
 
 Blend = Literal["core", "hann", "gaussian"]
@@ -93,9 +94,9 @@ class CoreKeeper:
         shape = (height, self._area.width)
         return Strip(
             row - self._area.row,
-            np.full(shape, INVALID, np.uint8),
-            np.full(shape, np.nan, np.float32) if self._wanted.confidence else None,
-            np.full((self._classes, *shape), np.nan, np.float32) if self._wanted.probabilities else None,
+            paged(shape, INVALID, np.uint8),
+            paged(shape, np.nan, np.float32) if self._wanted.confidence else None,
+            paged((self._classes, *shape), np.nan, np.float32) if self._wanted.probabilities else None,
         )
 
 

@@ -2,6 +2,12 @@
 
 import contextlib
 import ctypes
+import mmap
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 LARGE = 4 << 20
 """Bytes from which on an array gets pages of its own where memory is short."""
@@ -9,6 +15,14 @@ KEPT = 256 << 20
 """Freed bytes at the heap's end that stay with the process where it is not."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 1 << 30
+
+
+def paged(shape: tuple[int, ...], value: float, dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array full of ``value`` in pages of its own, outside the heap: it leaves no hole there, whatever is made while it lives."""
+    pages = mmap.mmap(-1, max(1, prod(shape) * np.dtype(dtype).itemsize))
+    array = np.frombuffer(pages, dtype, prod(shape)).reshape(shape)
+    array.fill(value)
+    return array
 
 
 def bound_heap(*, tight: bool) -> None:

@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 CHUNK_ROWS = 128
 """Rows read at once. Higher blocks are decoded once all the same: the block cache holds a row of them."""
-AHEAD_PIXELS = 32 << 20
-"""Pixels read ahead at most: the windows of so many keep any network busy while the rows below them are decoded."""
+AHEAD_PIXELS = 8 << 20
+"""Pixels read ahead at most: the windows of so many keep a network busy while the rows below them are decoded."""
 
 
 class Source(Protocol):

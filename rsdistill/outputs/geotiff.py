@@ -43,6 +43,8 @@ from rsdistill.outputs.cog import (
 from rsdistill.outputs.masks import read_mask
 from rsdistill.outputs.styles import aux_xml, class_style
 
+ROWS = 64
+"""Rows that are turned into what is stored at once: all of a strip's beside the strip itself would be as large as it, or several times."""
 SHARE_NODATA = 255
 SHARE_STEPS = 254
 """Figures between 0 and 1 are stored as uint8 0…254 with scale 1/254."""
@@ -183,8 +185,8 @@ class LabelRasterWriter(StripWriter):
 
     def write(self, row: int, index: NDArray[np.uint8]) -> None:
         """Take the rows from ``row`` on: (h, width) class index 0…K−1, or 255 where there is no data."""
-        for top in range(0, len(index), BLOCK):  # by parts: a whole strip of ids beside the strip itself would be as large as it
-            self._write(self.table.to_ids(index[top : top + BLOCK])[np.newaxis], row + top)
+        for top in range(0, len(index), ROWS):
+            self._write(self.table.to_ids(index[top : top + ROWS])[np.newaxis], row + top)
 
     def _decorate(self, band: ET.Element) -> None:
         add_palette(band, self.table)
@@ -206,8 +208,9 @@ class FloatRasterWriter(StripWriter):
     def write(self, row: int, values: NDArray[np.floating[Any]]) -> None:
         """Take the rows from ``row`` on: (h, width) or (bands, h, width) values in [0, 1], NaN where there is no data."""
         values = np.asarray(values, np.float32).reshape(len(self.bands), -1, self.grid.width)
-        steps = np.rint(values * SHARE_STEPS).clip(0, SHARE_STEPS)
-        self._write(np.where(np.isnan(steps), np.float32(SHARE_NODATA), steps).astype(np.uint8), row)
+        for top in range(0, values.shape[1], ROWS):
+            steps = np.rint(values[:, top : top + ROWS] * SHARE_STEPS).clip(0, SHARE_STEPS)
+            self._write(np.where(np.isnan(steps), np.float32(SHARE_NODATA), steps).astype(np.uint8), row + top)
 
     def _decorate(self, band: ET.Element) -> None:
         add_scale(band, 1 / SHARE_STEPS)

