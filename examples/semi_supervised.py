@@ -39,8 +39,9 @@ for part in (8, 16):
     out = given.out / f"students-{part}"
     done.append(run(given.out, out.name, "compare", "--methods", "ce,kd,mgd", *teachers, *share, *how, *budget, "--out", out))
     for row in done[-1]["budgets"]["steps"]:
+        difference = "–" if row["method"] == "ce" else f"{100 * row['to_ce']:+.1f} ± {100 * row['to_ce_interval']:.1f}"
         tiles = round(done[0]["tiles"]["train"] / part)
-        quality = f"{100 * row['miou']:.1f} ± {100 * row['miou_sd']:.1f} | {100 * row['to_ce']:+.1f}"
+        quality = f"{100 * row['miou']:.1f} ± {100 * row['miou_sd']:.1f} | {difference}"
         table.append(f"| 1/{part} | {tiles} | `{row['method']}` | {quality} | {row['ms_per_step']:.0f} |")
 commands = "\n".join(one["line"] for one in done)
 for path in (given.scenes, given.weights, given.out):
