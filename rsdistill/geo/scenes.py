@@ -176,7 +176,8 @@ class Scene:
         area = Area(window.col, window.row, window.width, window.height)
         with sealed_reading(self.path, window):
             raw = twice(lambda: self._open()[0].read(list(bands), window=area), self.close)
-            valid = self._holds_data(raw, bands) & twice(lambda: self._unmasked(area), self.close)
+            valid = twice(lambda: self._unmasked(area), self.close)
+        self._drop_nodata(valid, raw, bands)
         values = self._scaled(raw, bands)
         if not valid.all():
             np.copyto(values, 0, where=~valid)
@@ -204,16 +205,14 @@ class Scene:
             raise SceneError(f"{self.path} has {self.count} bands, but band {wanted} was asked for", hint="bands count from 1")
         return int(wanted)
 
-    def _holds_data(self, raw: NDArray[Any], bands: Sequence[int]) -> NDArray[np.bool_]:
-        """Where not all bands are nodata and all are finite."""
-        valid = np.ones(raw.shape[1:], dtype=bool)
+    def _drop_nodata(self, valid: NDArray[np.bool_], raw: NDArray[Any], bands: Sequence[int]) -> None:
+        """Clear ``valid`` where all bands are nodata or any is not finite."""
         layers = [_equals(raw[i], self.nodata[band - 1]) for i, band in enumerate(bands)]
         empty = [layer for layer in layers if layer is not None]
         if len(empty) == len(bands):
-            valid = ~np.logical_and.reduce(empty)
+            valid &= ~np.logical_and.reduce(empty)
         if np.issubdtype(raw.dtype, np.floating):
             valid &= np.isfinite(raw).all(axis=0)
-        return valid
 
     def _unmasked(self, area: Area) -> NDArray[np.bool_]:
         """Where neither the mask in the file, nor the one beside it, nor an alpha band says that nothing is there."""

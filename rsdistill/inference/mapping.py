@@ -164,23 +164,11 @@ class Mapper:
             """Map what lies below the first ``row`` rows of the area."""
             if row == area.height:
                 return
-            for strip in strips(
-                scene,
-                backend,
-                bands=self.bands(scene),
-                tile=windows.tile,
-                margin=windows.margin,
-                batch=self.batch,
-                blend=config.blend,
-                confidence=wanted.confidence,
-                probabilities=wanted.probabilities,
-                window=Window(area.row + row, area.col, area.height - row, area.width),
-                within=interest,
-                stats=stats,
-                progress=self.progress,
-            ):
-                yield strip._replace(row=strip.row + row)
-                del strip  # not kept while the next one is filled
+            how: dict[str, Any] = {"confidence": wanted.confidence, "probabilities": wanted.probabilities, "blend": config.blend}
+            how |= {"bands": self.bands(scene), "tile": windows.tile, "margin": windows.margin, "batch": self.batch}
+            rest = Window(area.row + row, area.col, area.height - row, area.width)
+            made = strips(scene, backend, **how, window=rest, within=interest, stats=stats, progress=self.progress)
+            yield from _lowered(made, row)
 
         return framed(journal.kept(below) if journal else below(0), area, part or self.frame(scene), len(self.table))
 
@@ -294,3 +282,9 @@ def _file_state(path: Path) -> tuple[int, int]:
         return 0, 0
     state = path.stat()
     return state.st_size, state.st_mtime_ns
+
+
+def _lowered(strips: Iterator[Strip], rows: int) -> Iterator[Strip]:
+    for strip in strips:
+        yield strip._replace(row=strip.row + rows)
+        del strip  # not kept while the next one is filled
