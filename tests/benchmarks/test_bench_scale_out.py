@@ -1,6 +1,7 @@
 """Mapping shared out: what a second process brings, what putting shards together costs, and whether the simulated schedule holds."""
 
 import json
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -66,10 +67,29 @@ def ceiling(one: ProcessPoolExecutor, two: ProcessPoolExecutor, scene: Path, mod
     return min(1, alone / max(future.result() for future in beside))
 
 
+def stay(cores) -> None:
+    """Keep this process, with all of its threads, on the next core."""
+    os.sched_setaffinity(0, {cores.get()})
+
+
+def pool(workers: int, *, one_core_each: bool) -> ProcessPoolExecutor:
+    context = get_context("spawn")
+    if not one_core_each:
+        return ProcessPoolExecutor(workers, context)
+    cores = context.Queue()
+    for core in sorted(os.sched_getaffinity(0))[:workers]:
+        cores.put(core)
+    return ProcessPoolExecutor(workers, context, stay, (cores,))
+
+
 @pytest.mark.benchmark
+@pytest.mark.parametrize("one_core_each", [True, False])
 @pytest.mark.parametrize(("arch", "side"), [("small", 2 * SIDE), ("base", SIDE)])
-def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, tmp_path, capsys):
+def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, one_core_each, tmp_path, capsys):
     """One thread each; alternating, so that what else the machine does meets both; processes that have loaded torch and the model.
+
+    The goal is for processes that have a core each. A process that may use both reads and encodes on the second one while it is alone, and
+    two of them have no such core: that is told too, and what a person sees who leaves cores to the system.
 
     Other work on the machine takes wall-clock time from two processes that it does not take from one. Then only the processor time is
     compared, with what the workers would have waited for the last of them. What two processes cost each other that share nothing at all,
@@ -84,14 +104,14 @@ def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, 
     seconds: dict[int, list[float]] = {1: [], 2: []}
     processor: dict[int, list[float]] = {1: [], 2: []}
     facts: dict = {}
-    with ProcessPoolExecutor(1, get_context("spawn")) as one, ProcessPoolExecutor(2, get_context("spawn")) as two:
-        for pool in (one, two):
-            timed(warm, folder / "warm.tif", model, executor=pool, shard_size=128)
+    with pool(1, one_core_each=one_core_each) as one, pool(2, one_core_each=one_core_each) as two:
+        for workers in (one, two):
+            timed(warm, folder / "warm.tif", model, executor=workers, shard_size=128)
         most = max(ceiling(one, two, scene, model, folder) for _ in range(ROUNDS))
         for _ in range(ROUNDS):
-            for workers, pool in ((1, one), (2, two)):
+            for workers, executor in ((1, one), (2, two)):
                 before = processor_time()
-                taken, facts = timed(scene, folder / "shards.tif", model, executor=pool, shard_size=1024)
+                taken, facts = timed(scene, folder / "shards.tif", model, executor=executor, shard_size=side // 4)
                 seconds[workers].append(taken)
                 processor[workers].append(processor_time() - before)
     assert (folder / "shards.tif").read_bytes() == (folder / "whole.tif").read_bytes()
@@ -100,6 +120,7 @@ def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, 
     by_processor = min(processor[1]) / min(processor[2]) / (1 + waiting)
     figures = {
         "model": arch,
+        "one_core_each": one_core_each,
         "pixels": side * side,
         "whole_seconds": whole,
         "seconds": {workers: min(taken) for workers, taken in seconds.items()},
@@ -117,6 +138,8 @@ def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, 
     with capsys.disabled():
         print("\n" + json.dumps(figures))
     goal = 0.85 if arch == "small" else 0.85 * most
+    if not one_core_each:
+        return
     assert by_processor >= goal
     if busy > 10:
         pytest.skip(f"wall-clock time says nothing: others use {busy:.0f} % of this machine")
