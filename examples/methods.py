@@ -23,10 +23,8 @@ parser.add_argument("--weights", type=Path, required=True, help="of MobileNetV2,
 parser.add_argument("--out", type=Path, default=Path("methods"), help="folder of all that is made; run again with it to go on")
 parser.add_argument("--page", type=Path, help="Markdown page to write the tables into, between its marks")
 parser.add_argument("--part", choices=("scratch", "weights", "cached", "all"), default="all", help="which students are trained")
-parser.add_argument("--teacher-steps", type=int, default=400)
-parser.add_argument("--steps", type=int, default=150, help="of each student from scratch")
-parser.add_argument("--steps-from-weights", type=int, default=100)
-parser.add_argument("--seeds", type=int, default=3)
+for name, number in (("--teacher-steps", 400), ("--steps", 150), ("--steps-from-weights", 100), ("--seeds", 3)):
+    parser.add_argument(name, type=int, default=number)
 parser.add_argument("--threads", type=int, default=2, help="threads of the network")
 given = parser.parse_args()
 given.out.mkdir(parents=True, exist_ok=True)
@@ -36,9 +34,8 @@ how, teacher = ("--precision", "bf16", "--threads", given.threads), given.out / 
 budget = ("--steps", given.teacher_steps, "--validate-every", given.teacher_steps)
 words = ("--arch", "fpn", "--encoder", "mobilenetv2_100", "--weights", given.weights)
 done = [tiled, run(given.out, "fpn", "train-teacher", *words, *budget, *how, "--out", teacher)]
-small = ("--student", "small", "--lr", 2e-3)
+small, asked = ("--student", "small", "--lr", 2e-3), ("--cache-teacher", "--teacher-views", 8, "--budget", "seconds")
 base = ("--student", "base", "--weights", given.weights, "--batch", 1)
-asked = ("--cache-teacher", "--teacher-views", 8, "--budget", "seconds")
 students = {
     "scratch": ("Students from scratch", METHODS, given.steps, small),
     "weights": ("Students from encoder weights", METHODS, given.steps_from_weights, base),

@@ -87,7 +87,7 @@ def test_a_killed_run_takes_its_workers_along_and_is_gone_on_with(large, tmp_pat
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_at_once_with_its_workers(large, tmp_path, sent, code):
-    run, _ = started(large, tmp_path / "m.tif", "--workers", 2, "--shard-size", 1000, shards=0)
+    run, _ = started(large, tmp_path / "m.tif", "--workers", 2, "--shard-size", 1000, "--tta", "d4", shards=0)  # it takes long enough
     end = time.monotonic() + SECONDS
     while len(workers := workers_of(run)) < 2:
         assert time.monotonic() < end
