@@ -10,6 +10,9 @@ from rsdistill.inference.engine import Job, padded
 from rsdistill.inference.mapping import Mapper
 from rsdistill.inference.memory import engine_bytes
 
+HOLES = 1.4
+"""Of a heap that keeps what is freed, as it does without --max-memory: arrays of many sizes that come and go leave room between them."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -36,12 +39,13 @@ def estimate(mapper: Mapper, scene: Scene, wanted: Wanted) -> Estimate:
     area = mapper.area(scene, mapper.interest(scene))
     job = Job.of(plan(scene.grid.height, scene.grid.width, windows.tile, windows.margin, mapper.model.stride), area, config.blend)
     height, width = job.plan.tile
+    needed = engine_bytes(scene, job, bands, len(mapper.table), config.blend, wanted, mapper.batch)
     planes = 1 + wanted.confidence + len(mapper.table) * wanted.probabilities
     frame = mapper.frame(scene)
     return Estimate(
         windows=len(job),
         overlap_factor=len(job) * height * width / (area.height * area.width),
-        memory_bytes=engine_bytes(scene, job, bands, len(mapper.table), config.blend, wanted, mapper.batch),
+        memory_bytes=needed if config.max_memory else int(HOLES * needed),
         disk_bytes=frame.height * frame.width * planes * 4 // 3 + area.height * area.width * planes,
         seconds=_seconds(mapper, scene, job),
     )

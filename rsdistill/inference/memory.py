@@ -17,8 +17,6 @@ WRITER_ROWS = 2 * 512
 COPIES = 4
 """Of a batch of windows: those that are cut, stacked, on their way through the network, and waiting to be kept. Of figures: those that
 are filled, scaled, rounded and made whole numbers of."""
-HOLES = 1.25
-"""Of the heap: what arrays of many sizes that come and go leave unused between them."""
 LEAST_TILE = 128
 """Side below which windows are not made for want of memory."""
 
@@ -32,8 +30,7 @@ def engine_bytes(scene: Scene, job: Job, bands: Sequence[int], classes: int, ble
     windows = COPIES * batch * height * width * (pixel + 1)
     strips = area.width * (height * (2 + COPIES * 4 * (planes - 1)) + WRITER_ROWS * planes)  # two: one is filled, one goes to the journal
     blocks = min(cache_for(scene), scene.grid.height * scene.grid.width * scene.count * np.dtype(scene.dtype).itemsize)
-    blended = 0 if blend == "core" else area.width * height * (4 * classes + 1)
-    return int(HOLES * (rows + windows + strips + blended)) + blocks
+    return rows + windows + strips + blocks + (0 if blend == "core" else area.width * height * (4 * classes + 1))
 
 
 def network_bytes(model: Model, batch: int, size: tuple[int, int]) -> int:
