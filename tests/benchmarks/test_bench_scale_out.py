@@ -88,13 +88,12 @@ def pool(workers: int, *, one_core_each: bool) -> ProcessPoolExecutor:
 def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, one_core_each, tmp_path, capsys):
     """One thread each; alternating, so that what else the machine does meets both; processes that have loaded torch and the model.
 
-    The goal is for processes that have a core each. A process that may use both reads and encodes on the second one while it is alone, and
-    two of them have no such core: that is told too, and what a person sees who leaves cores to the system.
+    With a core for each process, and with cores left to the system: then a process that is alone reads and encodes on the second core, and
+    two of them have no such core.
 
     Other work on the machine takes wall-clock time from two processes that it does not take from one. Then only the processor time is
     compared, with what the workers would have waited for the last of them. What two processes cost each other that share nothing at all,
-    each with a scene of its own, no schedule gives back: that is measured first, and what is left of it is the goal. A lighter network
-    leaves all of it, so that for that one the goal is the plain ratio.
+    each with a scene of its own, no schedule gives back: that is told beside it, and is no excuse.
     """
     folder, warm = drawn
     scene = write_land_cover(tmp_path, size=side, seed=2).scene
@@ -137,13 +136,10 @@ def test_two_processes_on_two_cores_are_nearly_twice_as_fast(drawn, arch, side, 
     }
     with capsys.disabled():
         print("\n" + json.dumps(figures))
-    goal = 0.85 if arch == "small" else 0.85 * most
-    if not one_core_each:
-        return
-    assert by_processor >= goal
+    assert by_processor >= 0.85
     if busy > 10:
         pytest.skip(f"wall-clock time says nothing: others use {busy:.0f} % of this machine")
-    assert efficiency >= goal
+    assert efficiency >= 0.85
 
 
 @pytest.mark.benchmark

@@ -614,7 +614,6 @@ def test_a_rehearsal_tells_what_it_would_take_and_writes_nothing(tmp_path, work)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.xfail(strict=False, reason="5 to 12 % more above imports: the heap's holes still grow over the first hundreds of megapixels")
 def test_a_sparse_scene_of_two_gigapixels_takes_the_memory_of_a_low_one(tmp_path, work):
     """A network of one convolution on scenes of 20 000 columns, one square, one five times as high: the same memory within 5 %.
 
@@ -648,4 +647,9 @@ def test_a_sparse_scene_of_two_gigapixels_takes_the_memory_of_a_low_one(tmp_path
         (told,) = predict(path, out=[tmp_path / "m.tif"], work=work, overwrite=True, dry_run=True).data["scenes"]
         side = plan(height, 20_000, 1024, 0, 1).tile[0]
         assert peak < told["memory_bytes"] + 4 * 5 * side**2 * 2, "what is told before is not less than what is taken"
-    assert 0.95 < peaks[1] / peaks[0] < 1.05
+    growth = peaks[1] / peaks[0]
+    assert 0.95 < growth < 1.15
+    if growth >= 1.05:
+        pytest.xfail(
+            f"{100 * growth - 100:.0f} % more above imports, where 5 are the goal: the heap's holes grow over the first rows of windows"
+        )
