@@ -650,6 +650,4 @@ def test_a_sparse_scene_of_two_gigapixels_takes_the_memory_of_a_low_one(tmp_path
     growth = peaks[1] / peaks[0]
     assert 0.95 < growth < 1.15
     if growth >= 1.05:
-        pytest.xfail(
-            f"{100 * growth - 100:.0f} % more above imports, where 5 are the goal: the heap's holes grow over the first rows of windows"
-        )
+        pytest.xfail(f"{100 * growth - 100:.0f} % more above imports; the goal is 5: the heap's holes still grow")
