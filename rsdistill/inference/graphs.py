@@ -10,6 +10,7 @@ from rsdistill.errors import MissingExtraError
 from rsdistill.inference.served import Served
 from rsdistill.models.card import ModelCard
 from rsdistill.models.network import Network
+from rsdistill.models.pointwise import quicken
 
 
 class NetworkGraphs:
@@ -36,6 +37,8 @@ class NetworkGraphs:
                 raise MissingExtraError(message, hint="pip install 'rsdistill[onnx]'") from None
             from rsdistill.inference.exporting import onnx_graph
 
-            served = Served(deepcopy(self._network).cpu(), self._card).eval()
+            network = deepcopy(self._network).cpu()
+            quicken(network, "meta")
+            served = Served(network, self._card).eval()
             path.write_bytes(onnx_graph(served, self._card, size).SerializeToString())
         return path

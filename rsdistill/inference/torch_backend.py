@@ -22,6 +22,7 @@ from rsdistill.inference.settings import Precision
 from rsdistill.inference.symmetries import UPRIGHT
 from rsdistill.methods.base import upsample
 from rsdistill.models.network import Network
+from rsdistill.models.pointwise import quicken
 from rsdistill.reporting import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class TorchBackend(Backend):
         self.device = find_device(device)
         self._dtype = DTYPES[precision]
         self._model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        quicken(model, self.device)
         self._mean = torch.tensor(card.mean, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
         self._std = torch.tensor(card.std, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
         self._most: int | None = None

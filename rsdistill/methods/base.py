@@ -134,27 +134,37 @@ def nearest_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def labels_at(batch: Batch, size: tuple[int, int]) -> Tensor:
     """Return the (B, h, w) label at feature ``size``, IGNORE where the pixel is nodata or unlabelled: those take no part in any term."""
-    return nearest_pixels(batch.label.masked_fill(~batch.valid, IGNORE), size)
+    return nearest_pixels(batch.label, size).masked_fill(~nearest_pixels(batch.valid, size), IGNORE)
 
 
 def cover(maps: Tensor, part: Tensor) -> Tensor:
     """Return (B, D, h, w) ``maps`` with 0 where ``part`` (B, h, w) is False; neither value nor gradient passes there, NaN included."""
-    return maps.masked_fill(~part[:, None], 0)
+    return kept(maps, part[:, None])
+
+
+def kept(values: Tensor, part: Tensor) -> Tensor:
+    """Return ``values`` with 0 where ``part`` (broadcast against them) is False; where it is True throughout, without a copy."""
+    return values if part.all() else torch.where(part, values, 0)  # masked_fill takes thrice as long, and leaves channels-last order
 
 
 def masked_mean(values: Tensor, part: Tensor) -> Tensor:
     """Return the mean of ``values`` over the places where ``part`` (same shape) is True; 0 without any."""
-    return values.masked_fill(~part, 0).sum() / part.sum().clamp(min=1)
+    return kept(values, part).sum() / part.sum().clamp(min=1)
 
 
 def unit(vectors: Tensor, dim: int) -> Tensor:
     """Return ``vectors`` scaled to length 1 along ``dim``; one without direction becomes 0 and takes no gradient.
 
-    ``F.normalize`` instead multiplies the gradient of a zero vector (a dead cell, a head that starts at 0) by 1/eps.
+    ``F.normalize`` instead multiplies the gradient of a zero vector (a dead cell, a head that starts at 0) by 1/eps. A sum of squares is
+    several times as fast on CPU as ``torch.linalg.vector_norm`` along any dimension but the last.
     """
-    length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
-    dead = length < DEAD
-    return vectors.masked_fill(dead, 0) / length.masked_fill(dead, 1)
+    return vectors * inverse_length(vectors.square().sum(dim, keepdim=True))
+
+
+def inverse_length(square: Tensor) -> Tensor:
+    """Return 1 / length for the ``square`` of lengths; 0, without gradient, where a vector has no direction."""
+    dead = square < DEAD**2
+    return square.masked_fill(dead, 1).rsqrt().masked_fill(dead, 0)
 
 
 def gram_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -175,7 +185,7 @@ def affinity_distance(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
 
     Columns are (B, D, P) and (B, D', P), ``part`` is (B, P). The result does not see a gain of a column or a rotation of its channels.
     """
-    unit_a, unit_b = (unit(columns.masked_fill(~part[:, None], 0), 1) for columns in (a, b))
+    unit_a, unit_b = (unit(kept(columns, part[:, None]), 1) for columns in (a, b))
     count = part.sum(1)
     return masked_mean(gram_distance(unit_a, unit_b) / count.clamp(min=1) ** 2, count > 0)
 
@@ -188,8 +198,8 @@ def pearson_distance(a: Tensor, b: Tensor, part: Tensor, dim: int) -> Tensor:
     count = part.expand_as(a).sum(dim, keepdim=True).clamp(min=1)
 
     def standard(values: Tensor) -> Tensor:
-        values = values.masked_fill(~part, 0)
-        return unit((values - values.sum(dim, keepdim=True) / count).masked_fill(~part, 0), dim)
+        values = kept(values, part)
+        return unit(torch.addcmul(values, values.sum(dim, keepdim=True) / count, part.to(values.dtype), value=-1), dim)
 
     return (standard(a) - standard(b)).square().sum(dim) / 2
 

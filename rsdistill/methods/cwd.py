@@ -25,11 +25,11 @@ from rsdistill.methods.kd import Relational
 
 def channel_divergence(student: Tensor, teacher: Tensor, part: Tensor, tau: float) -> Tensor:
     """Return L for two (B, C, h, w) maps and the pixels in ``part`` (B, h, w)."""
-    outside = ~part.flatten(1)[:, None]
+    pixels = part.flatten(1)[:, None]
     never = torch.finfo(student.dtype).min / 2  # −∞ in effect; an image of −∞ alone would have no softmax
-    log_student, log_teacher = ((maps.flatten(2) / tau).masked_fill(outside, never).log_softmax(2) for maps in (student, teacher))
-    divergence = tau**2 * F.kl_div(log_student, log_teacher, reduction="none", log_target=True).masked_fill(outside, 0).sum(2).mean(1)
-    return masked_mean(divergence, part.flatten(1).any(1))
+    log_student, log_teacher = (torch.where(pixels, maps.flatten(2) / tau, never).log_softmax(2) for maps in (student, teacher))
+    divergence = tau**2 * F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(2).mean(1)
+    return masked_mean(divergence, pixels.any(2)[:, 0])
 
 
 class CWD(Relational):

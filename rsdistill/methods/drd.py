@@ -24,7 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsdistill.batches import IGNORE, Batch, Segmentation
-from rsdistill.methods.base import Temperature, Weight, adapter, affinity_distance, cover, labels_at, masked_mean, size_of, unit, upsample
+from rsdistill.methods.base import (
+    Temperature,
+    Weight,
+    adapter,
+    affinity_distance,
+    cover,
+    inverse_length,
+    labels_at,
+    masked_mean,
+    size_of,
+    upsample,
+)
 from rsdistill.methods.kd import Relational
 
 MOST_CELLS = 33
@@ -36,10 +47,25 @@ def spatial_distance(student: Tensor, teacher: Tensor, part: Tensor) -> Tensor:
     return affinity_distance(student.flatten(2), teacher.flatten(2), part.flatten(1))
 
 
-def channel_distance(student: Tensor, teacher: Tensor, part: Tensor) -> Tensor:
-    """Return L_c for two (B, D, h, w) features and the pixels in ``part`` (B, h, w)."""
-    relations = [rows @ rows.mT for rows in (unit(cover(maps, part).flatten(2), 2) for maps in (student, teacher))]
-    return masked_mean((relations[0] - relations[1]).square().mean((1, 2)), part.flatten(1).any(1))
+def channel_products(maps: Tensor, part: Tensor, mix: Tensor | None = None) -> Tensor:
+    """Return X Xᵀ, (B, D, D), over the pixels in ``part`` (B, h, w) for (B, D, h, w) ``maps``, or A X Xᵀ Aᵀ for a ``mix`` A (D', D)."""
+    pixels = cover(maps, part).flatten(2)
+    products = pixels @ pixels.mT
+    return products if mix is None else mix @ products @ mix.mT
+
+
+def channel_distance(student: Tensor, teacher: Tensor, part: Tensor, mix: Tensor | None = None) -> Tensor:
+    """Return L_c for (B, D', h, w) and (B, D, h, w) features and the pixels in ``part`` (B, h, w).
+
+    ``mix`` (D, D') brings the student's channels to the teacher's. It is applied to their products, which are few, not to the pixels.
+    """
+
+    def relations(products: Tensor) -> Tensor:
+        scale = inverse_length(products.diagonal(dim1=1, dim2=2))
+        return products * scale[:, :, None] * scale[:, None, :]
+
+    gap = relations(channel_products(student, part, mix)) - relations(channel_products(teacher, part))
+    return masked_mean(gap.square().mean((1, 2)), part.flatten(1).any(1))
 
 
 def spatial_softmax_distance(student: Tensor, teacher: Tensor, part: Tensor) -> Tensor:
@@ -57,11 +83,11 @@ def spatial_softmax_distance(student: Tensor, teacher: Tensor, part: Tensor) -> 
     return masked_mean((rows(student) - rows(teacher)).square().sum(2), kept)
 
 
-def channel_softmax_distance(student: Tensor, teacher: Tensor, part: Tensor) -> Tensor:
+def channel_softmax_distance(student: Tensor, teacher: Tensor, part: Tensor, mix: Tensor | None = None) -> Tensor:
     """Return the softmax form of L_c."""
     count = part.flatten(1).sum(1)
     scale = count.clamp(min=1).to(student.dtype).rsqrt()[:, None, None]
-    rows = [(pixels @ pixels.mT * scale).softmax(2) for pixels in (cover(maps, part).flatten(2) for maps in (student, teacher))]
+    rows = [(products * scale).softmax(2) for products in (channel_products(student, part, mix), channel_products(teacher, part))]
     return masked_mean((rows[0] - rows[1]).square().sum(2).mean(1), count > 0)
 
 
@@ -104,5 +130,5 @@ class DRD(Relational):
     def channel(self, batch: Batch, student: Segmentation, teacher: Segmentation) -> Tensor:
         """Return L_c."""
         size = size_of(teacher.features)
-        features = upsample(self.adapter(student.features), size)
-        return self.channel_distance(features, teacher.features, labels_at(batch, size) != IGNORE)
+        mix = self.adapter.weight[:, :, 0, 0] if isinstance(self.adapter, nn.Conv2d) else None
+        return self.channel_distance(upsample(student.features, size), teacher.features, labels_at(batch, size) != IGNORE, mix)

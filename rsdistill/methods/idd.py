@@ -18,7 +18,10 @@ columns mean nothing in overhead images.
 Choose it when: classes are confused with each other rather than with noise, and tiles hold several of them.
 """
 
+from typing import cast
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsdistill.batches import IGNORE, Batch, Segmentation
@@ -103,9 +106,13 @@ class IDD(Relational):
         """Return L_position, faded in."""
         size = size_of(teacher.features)
         part = labels_at(batch, size) != IGNORE
-        features = upsample(self.adapter(student.features), size)
-        with held(self.critic) as decoder:
-            gap = decoder(cover(features, part)) - decoder(cover(teacher.features, part))
+        with held(self.critic) as critic:
+            decoder = cast("nn.Conv2d", critic)
+            kernel: Tensor = decoder.weight
+            if isinstance(self.adapter, nn.Conv2d):  # A and then g is one convolution, of fewer channels
+                kernel = torch.einsum("odrc,de->oerc", kernel, self.adapter.weight[:, :, 0, 0])
+            own = F.conv2d(F.pad(cover(upsample(student.features, size), part), (1, 1, 1, 1), mode="replicate"), kernel, decoder.bias)
+            gap = own - decoder(cover(teacher.features, part))
         return self.fade * masked_mean(gap.square().mean(1), part)
 
     def critic_terms(self, batch: Batch, student: Segmentation, *teachers: Segmentation) -> dict[str, Tensor]:

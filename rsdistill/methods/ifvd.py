@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsdistill.batches import IGNORE, Batch, Segmentation
-from rsdistill.methods.base import Temperature, Weight, cover, labels_at, masked_mean, size_of, unit, upsample
+from rsdistill.methods.base import Temperature, Weight, cover, inverse_length, labels_at, masked_mean, size_of, unit, upsample
 from rsdistill.methods.kd import Relational
 
 
@@ -39,8 +39,8 @@ def class_centres(features: Tensor, members: Tensor) -> Tensor:
 def variation(features: Tensor, members: Tensor) -> Tensor:
     """Return M, (B, h, w): the cosine between each pixel's features and its class's centre; 0 where no class is a member."""
     features = cover(features, members.any(1))
-    cosine = torch.einsum("bdhw,bkd->bkhw", unit(features, 1), unit(class_centres(features, members), 2))
-    return (cosine * members).sum(1)
+    along = torch.einsum("bdhw,bkd->bkhw", features, unit(class_centres(features, members), 2))
+    return (along * members).sum(1) * inverse_length(features.square().sum(1))
 
 
 def variation_gap(batch: Batch, student: Segmentation, teacher: Segmentation) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from rsdistill.data.pools import Pool
 from rsdistill.errors import ConfigError
 from rsdistill.geo.files import atomic
 from rsdistill.geo.tile_index import TileSet
+from rsdistill.models.pointwise import quicken
 from rsdistill.reporting import Progress
 from rsdistill.training.teachers import Ensemble, Teacher
 
@@ -68,6 +69,7 @@ def cached(
     """
     path = folder / f"{hashlib.sha256(f'{mark} {views}'.encode()).hexdigest()[:20]}.npy"
     if not path.exists():
+        quicken(teacher, device)
         with atomic(path) as part:
             _fill(part, teacher.to(device), tile_set, device, progress, views)
     return CachedTeacher(path)

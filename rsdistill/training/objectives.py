@@ -36,6 +36,11 @@ class Objective(nn.Module):
         self.augmentation, self.seed = augmentation, seed
 
     @property
+    def frozen(self) -> tuple[nn.Module, ...]:
+        """The networks that are asked and never trained."""
+        return ()
+
+    @property
     def critic(self) -> nn.Module | None:
         """The network that is trained against this one, if there is one."""
         return self.method.critic if self.method is not None else None
@@ -97,6 +102,11 @@ class DistillObjective(Objective):
         super().__init__(network, supervised, augmentation=augmentation, seed=seed)
         self.method: Method = method
         self._teachers = tuple(teachers)  # a tuple hides them from state_dict(), parameters() and train()
+
+    @property
+    def frozen(self) -> tuple[nn.Module, ...]:
+        """The teachers."""
+        return self._teachers
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the student, the method and the hidden teachers."""

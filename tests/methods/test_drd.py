@@ -88,3 +88,11 @@ def test_channels_of_zeros_are_alike():
     loss.backward()
     assert loss.item() == 0
     assert zeros.grad.isfinite().all()
+
+
+def test_an_adapter_on_products_is_one_on_pixels(case):
+    example = case(widths=(3, 6))
+    method = drd(spatial=0)
+    found = example.values(method)["channel"]
+    adapted = example.with_student(method.adapter.double())
+    assert found == pytest.approx(adapted.values(drd(spatial=0))["channel"], rel=1e-9)

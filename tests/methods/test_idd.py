@@ -145,3 +145,14 @@ def test_the_student_step_leaves_the_decoder_alone_and_the_critic_step_the_stude
     method.critic_terms(*example[:2], *example.teachers)["position"].backward()
     assert example.student.features.grad is None
     assert all(parameter.grad is not None for parameter in method.critic.parameters())
+
+
+def test_an_adapter_before_the_decoder_is_one_convolution_with_it(case):
+    example = case(widths=(3, 6))
+    method = idd(distance=0)
+    found = example.values(method)["position"]
+    adapted = example.with_student(method.adapter.double())
+    again = idd(distance=0)
+    again.setup(adapted.student, *adapted.teachers)
+    again.critic = method.critic
+    assert adapted.values(again)["position"] == pytest.approx(found, rel=1e-9)
