@@ -75,9 +75,10 @@ class CoreKeeper:
         strip = self._strip
         source = owned.relative_to(placement.read).slices
         target = owned.relative_to(Window(self._area.row + strip.row, self._area.col, 0, 0)).slices
-        inside, kept = output[..., *source], keep[source]
-        labels = inside if inside.ndim == 2 else argmax(inside)
-        np.copyto(strip.labels[target], labels, where=kept)
+        rows, cols = source
+        inside, kept = output[..., rows, cols], keep[source]
+        labels = inside if inside.ndim == 2 else argmax(output[:, rows])[:, cols]  # whole rows lie in one piece, and take less time
+        np.copyto(strip.labels[target], labels, where=True if kept.all() else kept)
         if strip.confidence is not None:
             np.copyto(strip.confidence[target], confidence(inside), where=kept)
         if strip.probabilities is not None:

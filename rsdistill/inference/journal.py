@@ -24,7 +24,9 @@ NO_SHARE = 255
 
 _HEAD = struct.Struct("<4sqII")
 """Of a record: marker, first row, length of what follows, its CRC-32."""
-_MARK = b"row\n"
+_MARK = b"ROW\n"
+_RAW = -zlib.MAX_WBITS
+"""Deflate without zlib's header and checksum."""
 
 
 class Journal:
@@ -92,7 +94,8 @@ class Journal:
     def _keep(self, strip: Strip) -> None:
         planes = [strip.labels, *(_steps(share) for share in (strip.confidence, strip.probabilities) if share is not None)]
         layout = json.dumps([list(plane.shape) for plane in planes]).encode() + b"\n"
-        packer = zlib.compressobj(1, strategy=zlib.Z_RLE)  # labels lie in runs: less work than looking for matches, and smaller
+        # Labels lie in runs: to look for no other matches is less work, and what comes of it is smaller. The record has a checksum already.
+        packer = zlib.compressobj(1, wbits=_RAW, strategy=zlib.Z_RLE)
         pieces = [layout, *(packer.compress(np.ascontiguousarray(plane).data) for plane in planes), packer.flush()]
         check = 0
         for piece in pieces:
@@ -160,7 +163,7 @@ def earlier_mark(result: Path) -> dict[str, Any] | None:
 def _strip(row: int, record: bytes) -> Strip:
     layout, _, body = record.partition(b"\n")
     shapes = [tuple(shape) for shape in json.loads(layout)]
-    values = np.frombuffer(bytearray(zlib.decompress(body)), np.uint8)
+    values = np.frombuffer(bytearray(zlib.decompress(body, _RAW)), np.uint8)
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     labels, *shares = (part.reshape(shape) for part, shape in zip(np.split(values, ends[:-1]), shapes, strict=True))
     confidence = [_share(share) for share in shares if share.ndim == 2]
