@@ -155,8 +155,11 @@ def modules_for(path: Path, card: ModelCard) -> tuple[str, ...]:
     )
 
 
-def load(path: Path) -> Model:
+def load(path: Path, threads: int | None = None) -> Model:
     """Load the model file ``path``.
+
+    Building some networks runs them once. That happens on ``threads`` threads already, as many as there are cores by default: processes
+    that each take all cores wait for each other many times as long as they work.
 
     Raises:
         CheckpointError: it is none of ours, or damaged.
@@ -169,8 +172,16 @@ def load(path: Path) -> Model:
         return Model(path, read_model_card(path), side, side)
     from rsdistill.models.checkpoints import load_model
 
+    _take(threads)
     network, card = load_model(path)
     return Model(path, card, network.stride, network=network)
+
+
+def _take(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def backend_for(
@@ -194,12 +205,9 @@ def backend_for(
     """
     refuse_unfit(model, choice, device)
     if choice.backend == "torch":
-        import torch
-
         from rsdistill.inference.torch_backend import TorchBackend
 
-        if threads:
-            torch.set_num_threads(threads)
+        _take(threads)
         how: dict[str, Any] = {"scene": scene, "bands": bands, "compiled": compiled, "canvases": canvases, "progress": progress}
         return TorchBackend(cast("Network", model.network), model.card, device=device, precision=choice.precision, **how)
     if choice.backend == "onnx":

@@ -60,7 +60,7 @@ class Mapper:
     @cached_property
     def model(self) -> Model:
         """The loaded model."""
-        return load(self.path)
+        return load(self.path, self.config.threads)
 
     @cached_property
     def digest(self) -> str:

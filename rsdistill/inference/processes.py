@@ -1,5 +1,6 @@
 """Worker processes on this machine: started clean, one accelerator each where there are several, gone with the process that made them."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -67,7 +68,7 @@ class ProcessPool:
 def load_ahead(modules: Sequence[str]) -> None:
     """Begin to load ``modules`` for the workers of all pools to come, while this process goes on; those that are missing are left out."""
     if _METHOD == "forkserver":
-        multiprocessing.set_forkserver_preload([*modules])
+        multiprocessing.set_forkserver_preload(["rsdistill.inference.serving_ahead", *modules])
         resource_tracker.ensure_running()  # which the server would start, and that unblocks SIGINT
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # which who loads has from here: Ctrl-C is for this process
         try:
@@ -77,7 +78,9 @@ def load_ahead(modules: Sequence[str]) -> None:
 
 
 def _begin(ended: Connection, number: Any, devices: Sequence[str]) -> None:
-    """Prepare a worker: Ctrl-C is for its parent, whose end, told by the pipe's, is its own."""
+    """Prepare a worker: Ctrl-C is for its parent, whose end, told by the pipe's, is its own; what is loaded is no longer searched."""
+    gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with, args=(ended,), daemon=True).start()
     with number.get_lock():

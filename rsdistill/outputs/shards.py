@@ -100,7 +100,7 @@ class ShardWriter(StripWriter):
         if place is None:
             raise ValueError(f"{path}: an empty shard has no pixels")
         self.card, self.table = card, card.table
-        options = {"OVERVIEWS": "NONE", "LEVEL": "1"}
+        options = {"OVERVIEWS": "NONE", "LEVEL": "1", "NUM_THREADS": "1"}  # shards are made side by side: the cores are taken
         dtype = np.dtype(self.table.dtype).name
         super().__init__(path, card.grid[place], card.bands, dtype, self.table.nodata, creation_options=options, overwrite=True)
 

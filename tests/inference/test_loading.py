@@ -65,3 +65,19 @@ def test_an_onnx_graph_of_another_kind_is_named(tmp_path):
         load(tmp_path / "loose.onnx")
     with pytest.raises(CheckpointError, match="holds no 'rsdistill' card"):
         load(tmp_path / "fixed.onnx")
+
+
+def test_a_network_is_built_on_its_own_threads(tmp_path, monkeypatch):
+    """Processes that each took all cores for it waited for each other ten times as long as they worked."""
+    import torch
+
+    from rsdistill.models import build_network, checkpoints, save_model
+
+    card = ModelCard(arch="tiny", classes=[{"id": 1, "name": "a"}, {"id": 2, "name": "b"}], bands=(1,), mean=(0.0,), std=(1.0,))
+    save_model(tmp_path / "m.safetensors", build_network("tiny", {}, 1, 2), card)
+    seen = []
+    real = checkpoints.build_network
+    monkeypatch.setattr(checkpoints, "build_network", lambda *args: (seen.append(torch.get_num_threads()), real(*args))[1])
+    torch.set_num_threads(2)
+    load(tmp_path / "m.safetensors", 1)
+    assert set(seen) == {1}
