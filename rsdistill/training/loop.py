@@ -18,7 +18,6 @@ from rsdistill.data.dataset import BatchSource, Share, normalise
 from rsdistill.data.loading import loader, parts_of
 from rsdistill.errors import DivergedError
 from rsdistill.models.network import Network
-from rsdistill.models.pointwise import quicken
 from rsdistill.reporting import Progress, Task
 from rsdistill.training.divergence import broken_terms, diverged
 from rsdistill.training.interrupts import postponed
@@ -84,8 +83,6 @@ class Fit:
         self.shares: list[Share] = [share_of(self.fabric)]
         self.objective.to(device).begin(next(self.batches(0)))
         self.objective.to(device)
-        for module in (self.objective, *self.objective.frozen):
-            quicken(module, device)
         self.learner = learner_for(self.objective, self.config, self.fabric)
 
     def run(self, fingerprint: str) -> Outcome:

@@ -11,6 +11,7 @@ from rsdistill.data import augment
 from rsdistill.methods.base import Method, detached
 from rsdistill.models.ginet import GINet
 from rsdistill.models.network import Network
+from rsdistill.models.pointwise import quicken
 from rsdistill.training.losses import Supervised, cross_entropy
 
 AUXILIARY = 0.4
@@ -36,11 +37,6 @@ class Objective(nn.Module):
         self.augmentation, self.seed = augmentation, seed
 
     @property
-    def frozen(self) -> tuple[nn.Module, ...]:
-        """The networks that are asked and never trained."""
-        return ()
-
-    @property
     def critic(self) -> nn.Module | None:
         """The network that is trained against this one, if there is one."""
         return self.method.critic if self.method is not None else None
@@ -55,7 +51,8 @@ class Objective(nn.Module):
         return torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
 
     def begin(self, batch: Batch) -> None:
-        """Make what depends on shapes, from one batch, before optimisers are built."""
+        """Make what depends on shapes and device, from one batch, before optimisers are built."""
+        quicken(self, batch.image.device)
 
     def critic_terms(self, seen: Seen | None) -> dict[str, Tensor]:
         """Return the terms of the critic on what was ``seen``; none without a critic."""
@@ -103,11 +100,6 @@ class DistillObjective(Objective):
         self.method: Method = method
         self._teachers = tuple(teachers)  # a tuple hides them from state_dict(), parameters() and train()
 
-    @property
-    def frozen(self) -> tuple[nn.Module, ...]:
-        """The teachers."""
-        return self._teachers
-
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the student, the method and the hidden teachers."""
         for teacher in self._teachers:
@@ -121,6 +113,9 @@ class DistillObjective(Objective):
         with torch.no_grad():
             self.method.setup(self.network(batch.image, batch.context), *self._teach(batch))
         self.network.train(training)
+        super().begin(batch)
+        for teacher in self._teachers:
+            quicken(teacher, batch.image.device)
 
     def _teach(self, batch: Batch) -> tuple[Segmentation, ...]:
         with torch.no_grad():
