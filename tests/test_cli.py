@@ -274,3 +274,10 @@ def test_a_number_among_choices_may_come_as_text():
 def test_inputs_that_all_failed_are_bad_input(capsys, paths, code):
     assert cli._print(Result(paths=paths, failures=("b.tif is empty",)), as_json=False, quiet=True) == code
     assert "failed: b.tif is empty" in capsys.readouterr().err
+
+
+def test_what_was_to_be_done_at_the_end_is_done():
+    """The command line leaves without taking its libraries apart, not without tidying up."""
+    code = "import atexit; atexit.register(print, 'tidied up'); from rsdistill import cli; cli.main()"
+    run = subprocess.run([sys.executable, "-c", code, "nothing"], capture_output=True, text=True, check=False, timeout=120)
+    assert (run.returncode, run.stdout) == (2, "tidied up\n"), run.stderr

@@ -159,7 +159,7 @@ def load(path: Path, threads: int | None = None) -> Model:
     """Load the model file ``path``.
 
     Building some networks runs them once. That happens on ``threads`` threads already, as many as there are cores by default: processes
-    that each take all cores wait for each other many times as long as they work.
+    that each take all cores wait for each other longer than they work.
 
     Raises:
         CheckpointError: it is none of ours, or damaged.
@@ -172,12 +172,12 @@ def load(path: Path, threads: int | None = None) -> Model:
         return Model(path, read_model_card(path), side, side)
     from rsdistill.models.checkpoints import load_model
 
-    _take(threads)
+    _use(threads)
     network, card = load_model(path)
     return Model(path, card, network.stride, network=network)
 
 
-def _take(threads: int | None) -> None:
+def _use(threads: int | None) -> None:
     if threads:
         import torch
 
@@ -207,7 +207,7 @@ def backend_for(
     if choice.backend == "torch":
         from rsdistill.inference.torch_backend import TorchBackend
 
-        _take(threads)
+        _use(threads)
         how: dict[str, Any] = {"scene": scene, "bands": bands, "compiled": compiled, "canvases": canvases, "progress": progress}
         return TorchBackend(cast("Network", model.network), model.card, device=device, precision=choice.precision, **how)
     if choice.backend == "onnx":

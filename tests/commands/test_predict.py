@@ -618,8 +618,8 @@ def test_a_sparse_scene_of_two_gigapixels_takes_the_memory_of_a_low_one(tmp_path
     """A network of one convolution on scenes of 20 000 columns, one square, one five times as high: the same memory within 5 %.
 
     Both are long enough for reader, network and writers to have met in many orders: what each of them holds at that moment is the peak. It
-    differs from run to run by a tenth of what is above imports, so medians of five are compared: of the process within 5 %, above imports
-    within what is left to chance.
+    differs from run to run by a tenth of what is above imports, so medians of five are compared. The whole process must hold the 5 %;
+    what is above imports should too, and does not always.
     """
     script = (
         "import sys; from pathlib import Path; from rsdistill.inference.contestants import memory; import torch; "
@@ -651,3 +651,5 @@ def test_a_sparse_scene_of_two_gigapixels_takes_the_memory_of_a_low_one(tmp_path
     above, whole = (high / low for low, high in zip(*peaks, strict=True))
     assert 0.95 < whole < 1.05
     assert 0.85 < above < 1.15
+    if not 0.95 < above < 1.05:
+        pytest.xfail(f"{100 * above - 100:+.0f} % above imports; the goal is 5")

@@ -68,7 +68,7 @@ def test_an_onnx_graph_of_another_kind_is_named(tmp_path):
 
 
 def test_a_network_is_built_on_its_own_threads(tmp_path, monkeypatch):
-    """Processes that each took all cores for it waited for each other ten times as long as they worked."""
+    """Processes that each took all cores for it waited for each other."""
     import torch
 
     from rsdistill.models import build_network, checkpoints, save_model

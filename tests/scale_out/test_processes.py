@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -122,6 +123,22 @@ def test_workers_get_an_accelerator_each(monkeypatch):
     with ProcessPool(2, ("4", "6")) as pool:
         futures = [pool.submit(Job("look", os.getenv, "CUDA_VISIBLE_DEVICES")) for _ in range(40)]
         assert {future.result() for future in futures} <= {"4", "6"}
+
+
+LOOK = """
+from rsdistill.inference.processes import ProcessPool, load_ahead
+from rsdistill.inference.workers import Job
+if __name__ == "__main__":
+    load_ahead(["rsdistill.inference.sharding"])
+    with ProcessPool(1) as pool:
+        print(pool.submit(Job("look", eval, "(__import__('gc').isenabled(), __import__('gc').get_freeze_count() > 10_000)")).result())
+"""
+
+
+def test_workers_search_for_garbage_but_not_in_what_was_loaded(tmp_path):
+    (tmp_path / "look.py").write_text(LOOK)
+    run = subprocess.run([sys.executable, tmp_path / "look.py"], capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert (run.returncode, run.stdout) == (0, "(True, True)\n"), run.stderr
 
 
 def torn(scene, path):
