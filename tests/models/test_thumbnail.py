@@ -116,7 +116,8 @@ def test_what_only_the_thumbnail_tells_is_learned_believed_and_done_without() ->
     """Tiles and contexts are noise; the colour of the thumbnail, far beyond the context, is the class."""
     torch.manual_seed(0)
     network = build_network("ginet", {**LIGHT, "thumbnail_from": 16000}, 3, 2).train()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, 60)  # at a constant rate, where it stops is left to rounding
 
     def answer(sign: int = 1, *, shown: bool = True) -> tuple[Tensor, Tensor]:
         label = torch.randperm(2)
@@ -128,6 +129,7 @@ def test_what_only_the_thumbnail_tells_is_learned_believed_and_done_without() ->
         optimiser.zero_grad()
         F.cross_entropy(logits, label[:, None, None].expand(len(label), *logits.shape[-2:])).backward()
         optimiser.step()
+        decay.step()
 
     def accuracy(**how: object) -> float:
         with torch.no_grad():
