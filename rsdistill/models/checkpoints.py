@@ -76,7 +76,7 @@ def load_model(path: str | Path) -> tuple[Network, ModelCard]:
 def _check_fit(path: Path, card: ModelCard, tensors: Mapping[str, Tensor]) -> None:
     """Compare ``tensors`` with the network that the card describes, which is drawn up on the meta device and so takes no memory."""
     try:
-        with torch.device("meta"), _NumbersOnCpu():
+        with torch.device("meta"), _DrawnUp():
             network = build_network(card.arch, card.arch_args, len(card.bands), len(card.classes))
     except ConfigError as error:
         raise CheckpointError(f"the card in {path}: {error}", hint=error.hint) from None
@@ -96,11 +96,13 @@ def _check_fit(path: Path, card: ModelCard, tensors: Mapping[str, Tensor]) -> No
         raise CheckpointError(f"{path} holds the tensor '{extra[0]}' that {described} does not have ({len(extra)} such)", hint=hint)
 
 
-class _NumbersOnCpu(TorchFunctionMode):
-    """Keeps ``linspace`` off the meta device: networks read the drop rates of their layers out of it while they are drawn up."""
+class _DrawnUp(TorchFunctionMode):
+    """Keeps ``linspace`` off the meta device, out of which networks read the drop rates of their layers, and fills no weights there."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if getattr(func, "__module__", None) == "torch.nn.init":  # which takes long, and there is nothing to fill
+            return args[0] if args else kwargs["tensor"]
         if func is torch.linspace:
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)

@@ -9,8 +9,8 @@ Nothing is taken from the scene's own file but its grid.
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, get_args
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self, get_args
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -49,6 +49,11 @@ SHARE_NODATA = 255
 SHARE_STEPS = 254
 """Figures between 0 and 1 are stored as uint8 0…254 with scale 1/254."""
 
+LABELS: Mapping[str, Any] = MappingProxyType({"compress": "packbits"})
+"""How strips of labels are compressed: runs are what labels are made of, and nothing else costs as little."""
+FIGURES: Mapping[str, Any] = MappingProxyType({"compress": "deflate", "zlevel": 1})
+"""How strips of anything else are."""
+
 
 class _Abandoned(BaseException):
     """The block ended badly: throw the partial files away."""
@@ -58,7 +63,7 @@ class StripWriter:
     """Base of the writers: takes strips in row order and publishes a COG when its ``with`` block ends well."""
 
     resampling: Literal["MODE", "AVERAGE"]
-    strips_as: ClassVar[Mapping[str, Any]]
+    strips_as: Mapping[str, Any]
     """How the strips are compressed until the result is made of them."""
 
     def __init__(
@@ -176,7 +181,7 @@ class LabelRasterWriter(StripWriter):
     """Writer of a mask: class ids with palette, names, nodata, and the QGIS style beside it."""
 
     resampling = "MODE"
-    strips_as: ClassVar = {"compress": "packbits"}  # runs are what labels are made of, and no other compression costs as little
+    strips_as = LABELS
 
     def __init__(self, path: Path, grid: Grid, table: ClassTable, **options: Any) -> None:
         """Name the result; ``options`` are the keyword arguments of :class:`StripWriter`."""
@@ -199,7 +204,7 @@ class FloatRasterWriter(StripWriter):
     """Writer of figures between 0 and 1 (confidence, probabilities): uint8 0…254 with scale 1/254, nodata 255."""
 
     resampling = "AVERAGE"
-    strips_as: ClassVar = {"compress": "deflate", "zlevel": 1}
+    strips_as = FIGURES
 
     def __init__(self, path: Path, grid: Grid, bands: Sequence[str] = ("confidence",), **options: Any) -> None:
         """Name the result and its bands; ``options`` are the keyword arguments of :class:`StripWriter`."""

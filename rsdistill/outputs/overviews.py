@@ -6,7 +6,7 @@ whose last pixel comes first in reading order, and holds no data only where none
 the shared row at the edges of the chunks that it works in; the levels made here know no chunks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,23 @@ def halved(values: NDArray[Any], nodata: int | None) -> NDArray[Any]:
     Nearly all places lie inside one class; only the others are counted.
     """
     rows, cols = (_steps(length) for length in values.shape)
-    pixels = [np.ascontiguousarray(values[row, col]) for row in rows for col in cols]
+    pixels = [values[row, col] for row in rows for col in cols]
     made = pixels[0].copy()
-    mixed = np.zeros(made.shape, bool)
-    for others in pixels[1:]:
-        mixed |= others != made
-    places = np.flatnonzero(mixed)  # a boolean index costs ten times as much
-    made.reshape(-1)[places] = _most_common(np.stack([some.reshape(-1)[places] for some in pixels]), nodata)
+    places = np.divmod(np.flatnonzero(_mixed(values, pixels)), made.shape[1])  # a boolean index costs ten times as much
+    made[places] = _most_common(np.stack([some[places] for some in pixels]), nodata)
     return made
+
+
+def _mixed(values: NDArray[Any], pixels: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    """Return where the pixels of a place are not all the same; two that lie side by side are compared as one number where that can be."""
+    if values.shape[0] % 2 or values.shape[1] % 2:
+        first, mixed = np.ascontiguousarray(pixels[0]), np.zeros(pixels[0].shape, bool)
+        for others in pixels[1:]:
+            mixed |= np.ascontiguousarray(others) != first
+        return mixed
+    pairs = np.ascontiguousarray(values).view(f"u{2 * values.itemsize}")
+    upper, bits = pairs[::2], 8 * values.itemsize
+    return (upper != pairs[1::2]) | (upper >> bits != upper & (2**bits - 1))
 
 
 def level_sizes(height: int, width: int, block: int, most: int | None = None) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -25,7 +25,7 @@ from rsdistill.geo.classes import ClassTable
 from rsdistill.geo.files import atomic
 from rsdistill.geo.windows import Grid, Window
 from rsdistill.outputs.cog import Piece, block_rows, quiet
-from rsdistill.outputs.geotiff import SHARE_NODATA, SHARE_STEPS, StripWriter
+from rsdistill.outputs.geotiff import FIGURES, LABELS, SHARE_NODATA, SHARE_STEPS, StripWriter
 
 TAG = "RSDISTILL_SHARD"
 EMPTY_SUFFIX = ".empty"
@@ -92,7 +92,6 @@ class ShardWriter(StripWriter):
     """Writer of a shard: strips go in, the file appears with the last of them."""
 
     resampling = "MODE"
-    strips_as: ClassVar = {"compress": "deflate", "zlevel": 1}
 
     def __init__(self, path: Path, card: ShardCard) -> None:
         """Name the file of a shard that is not empty."""
@@ -100,6 +99,7 @@ class ShardWriter(StripWriter):
         if place is None:
             raise ValueError(f"{path}: an empty shard has no pixels")
         self.card, self.table = card, card.table
+        self.strips_as = FIGURES if len(card.bands) > 1 else LABELS
         options = {"OVERVIEWS": "NONE", "LEVEL": "1", "NUM_THREADS": "1"}  # shards are made side by side: the cores are taken
         dtype = np.dtype(self.table.dtype).name
         super().__init__(path, card.grid[place], card.bands, dtype, self.table.nodata, creation_options=options, overwrite=True)
