@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import geopandas
 import numpy as np
 import shapely
 from affine import Affine
@@ -24,6 +23,8 @@ _OWN_FIELD = "class_id"
 """The field that rsdistill's own polygons hold."""
 _AREAL = (3, 6)
 """shapely's type numbers of Polygon and MultiPolygon."""
+_COLLECTION = 7
+"""And of GeometryCollection."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def read_polygons(source: Path, grid: Grid | None = None) -> Any:
     Raises:
         LabelError: it cannot be read, or holds no polygon.
     """
+    import geopandas  # a seventh of a second, which commands that read no polygons need not wait for
+
     try:
         frame = geopandas.read_parquet(source) if source.suffix == ".parquet" else geopandas.read_file(source)
     except (RuntimeError, OSError, ValueError, ImportError, shapely.errors.ShapelyError) as error:  # pyogrio's are RuntimeErrors
@@ -104,12 +107,20 @@ def read_polygons(source: Path, grid: Grid | None = None) -> Any:
     if grid is not None and grid.crs is not None and frame.crs is not None:
         frame = frame.to_crs(grid.crs.to_wkt())
     frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
-    frame = frame.assign(geometry=shapely.make_valid(frame.geometry.to_numpy()).view())
-    shapes = frame.geometry.to_numpy()
-    areal = np.isin(shapely.get_type_id(shapes), _AREAL) | (shapely.area(shapes) > 0)
+    shapes = np.array(shapely.make_valid(frame.geometry.to_numpy()), dtype=object)
+    mixed = np.flatnonzero(shapely.get_type_id(shapes) == _COLLECTION)
+    shapes[mixed] = [_area_of(shape) for shape in shapes[mixed]]
+    frame = frame.assign(geometry=shapes)
+    areal = np.isin(shapely.get_type_id(shapes), _AREAL) & ~shapely.is_empty(shapes)
     if not areal.any():
         raise LabelError(f"{source} holds no polygon", hint="points and lines have no area; buffer them first")
     return frame[areal].reset_index(drop=True)
+
+
+def _area_of(shape: Any) -> Any:
+    """Return what has an area in a collection, which is also what a polygon with a spike is made into; burnt lines would be pixels."""
+    parts = shapely.get_parts(shapely.get_parts(shape))  # the first time, polygons of several parts come as one
+    return shapely.union_all(parts[np.isin(shapely.get_type_id(parts), _AREAL)])
 
 
 def scan_fields(sources: Sequence[Path], options: BurnOptions) -> list[str]:

@@ -33,7 +33,8 @@ class Interest:
         self._outlines = frame.geometry.to_numpy()
         polygons = [_moved(polygon, matrix) for polygon in self._outlines]
         scene = shapely.box(0, 0, grid.width, grid.height)
-        self._polygons = np.array([polygon for polygon in polygons if polygon.intersects(scene)], dtype=object)
+        inside = [polygon for polygon in polygons if polygon.intersects(scene) and not polygon.touches(scene)]
+        self._polygons = np.array(inside, dtype=object)
         if not len(self._polygons):
             raise ConfigError(f"no polygon of {source} meets the scene", hint="are both in the right place and CRS?")
         left, top, right, bottom = shapely.intersection(shapely.box(*shapely.total_bounds(self._polygons)), scene).bounds

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from rsdistill.errors import SceneError
 from rsdistill.geo.sources import RASTER_SUFFIXES, is_remote
@@ -12,6 +14,7 @@ SUFFIXES = (".json", ".txt")
 """Suffixes of files that name scenes."""
 MAX_BYTES = 64 << 20
 """A listing of more is refused unread."""
+_LOCAL = "file://"
 _ASIDE = {"thumbnail", "overview", "metadata"}
 """Roles of assets that are no scenes."""
 
@@ -65,9 +68,17 @@ def _rasters(path: Path, seen: set[Path]) -> Iterator[Path]:
 
 
 def _followed(path: Path, href: str) -> Path:
-    if is_remote(href):
+    if is_remote(href) and not href.startswith(_LOCAL):
         raise SceneError(f"{path} leads to {href}", hint="catalogues are read from disk: copy it here with its items")
-    return _place(path, href)
+    return _referred(path, href)
+
+
+def _referred(path: Path, href: str) -> Path:
+    """Return the file that a reference in STAC leads to: a URL, relative or not, with blanks and the like encoded."""
+    if href.startswith(_LOCAL):
+        return Path(url2pathname(urlsplit(href).path))
+    place = _place(path, href)
+    return place if is_remote(href) or place.exists() else _place(path, unquote(href))
 
 
 def _asset(path: Path, item: dict[str, Any]) -> Path:
@@ -82,7 +93,7 @@ def _asset(path: Path, item: dict[str, Any]) -> Path:
         found = ", ".join(meant or rasters) or "none"
         hint = "give one asset the role data, or join bands: gdalbuildvrt -separate"
         raise SceneError(f"item {item.get('id')} in {path} has not one raster, but: {found}", hint=hint)
-    return _place(path, next(iter(meant.values()))["href"])
+    return _referred(path, next(iter(meant.values()))["href"])
 
 
 def _place(listing: Path, named: str) -> Path:
@@ -93,6 +104,6 @@ def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SceneError(f"{path} is longer than {MAX_BYTES >> 20} MiB", hint="divide it")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows begins texts with a mark
     except (OSError, ValueError) as error:
         raise SceneError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint="check the path") from None

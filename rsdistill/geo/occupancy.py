@@ -1,6 +1,6 @@
 """Where a raster seems to hold data, told from its header alone: a block that is stored in next to nothing holds nodata.
 
-Good enough to share work out evenly, and for nothing else: a block of one colour is as small as an empty one.
+Good enough to share work out evenly and to foretell it, and for nothing else: a block of one colour is as small as an empty one.
 """
 
 from collections.abc import Sequence

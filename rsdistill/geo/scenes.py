@@ -273,6 +273,8 @@ def find_scenes(paths: Sequence[Path], *, progress: Progress = SILENT) -> list[P
     found = list(dict.fromkeys(file for file in files if file not in labels))
     if not found:
         named = ", ".join(map(str, paths))
+        if labels:
+            raise SceneError(f"no scene in {named}", hint="names that end in _label are those of labels: rename a scene of that name")
         raise SceneError(f"no scene in {named}", hint="in folders rasters are found by suffix: " + " ".join(RASTER_SUFFIXES))
     return found
 

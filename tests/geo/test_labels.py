@@ -157,6 +157,12 @@ def test_polygons_in_another_crs_and_self_crossing_ones_are_taken(tmp_path: Path
     assert (found == 0).sum() == pytest.approx(32, abs=8)
 
 
+def test_spikes_of_polygons_are_burnt_nowhere(tmp_path: Path, scene):
+    spiked = shapely.Polygon([UP @ point for point in ((0, 0), (4, 0), (4, 2.5), (14, 2.5), (4, 2.5), (4, 4), (0, 4))])
+    with open_labels(polygons(tmp_path / "a.gpkg", [spiked], class_id=[1]), scene, TABLE) as labels:
+        assert np.array_equal(labels.read(WHOLE) == 0, np.pad(np.ones((4, 4), bool), ((0, 8), (0, 12))))
+
+
 @pytest.mark.parametrize(
     ("fields", "options", "message"),
     [

@@ -58,6 +58,23 @@ def test_items_stand_alone_or_together(catalogue, tmp_path):
     assert scenes_in(both) == [tmp_path / "x.tif", tmp_path / "y.TIF"]
 
 
+def test_references_of_stac_are_urls(tmp_path):
+    """Relative ones too, in which blanks are encoded; a file may be named as it is all the same."""
+    scene, odd = tmp_path / "a scene.tif", tmp_path / "50%20.tif"
+    for path in (scene, odd):
+        path.touch()
+    hrefs = ("a%20scene.tif", scene.as_uri(), "a scene.tif", odd.name)
+    items = [item(f"{number}", x={"href": href}) for number, href in enumerate(hrefs)]
+    assert scenes_in(write(tmp_path / "items.json", {"type": "FeatureCollection", "features": items})) == [scene, scene, scene, odd]
+    link = {"rel": "item", "href": (tmp_path / "items.json").as_uri()}
+    assert scenes_in(write(tmp_path / "c.json", {"type": "Catalog", "links": [link]}))[0] == scene
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "list.txt").write_text("a.tif\nb.tif\n", encoding="utf-8-sig")
+    assert scenes_in(tmp_path / "list.txt") == [tmp_path / "a.tif", tmp_path / "b.tif"]
+
+
 def test_a_list_holds_one_path_a_line(tmp_path):
     path = write(tmp_path / "list.txt", f"# scenes of June\na.tif\n\n  sub/b.tif  \n{tmp_path}/c.tif\ns3://bucket/d.tif\n")
     *local, remote = find_scenes([path])
