@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rsdistill.config import RunConfig, argument, run_file
-from rsdistill.errors import ConfigError, InputError
+from rsdistill.errors import ConfigError, InputError, OutputExistsError
 from rsdistill.reporting import SILENT, Progress, Result
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ def merge(shards: Any, *, progress: Progress = SILENT, **options: Any) -> Result
 
     found = find_shards(config.shards)
     named = _named(list(found), config)
+    shards_of_all = {file.resolve() for files in found.values() for file in files}
+    for path in (path for products in named.values() for path in products.paths):
+        if path.resolve() in shards_of_all:
+            raise OutputExistsError(f"{path} is one of the shards itself", hint="name another file for the result")
     made: list[dict[str, Any]] = []
     failures: list[str] = []
     with progress.task("merge", len(found)) as task:
@@ -76,7 +80,7 @@ def _merge(base: Path, files: list[Path], products: "Products", config: MergeCon
     from rsdistill.geo.files import atomic
     from rsdistill.geo.locking import locked
     from rsdistill.inference.merging import gather, look_of, write_map
-    from rsdistill.inference.sharding import canvas_folder
+    from rsdistill.inference.sharding import canvas_folders
 
     start, shards = perf_counter(), gather(files)
     for wanted, there, name in (
@@ -93,7 +97,8 @@ def _merge(base: Path, files: list[Path], products: "Products", config: MergeCon
     for run in sorted({path.with_name(f"{path.stem}.run.toml") for path in products.paths}):
         with atomic(run) as part:
             part.write_text(text, encoding="utf-8")
-    shutil.rmtree(canvas_folder(base, shards.card.mark), ignore_errors=True)
+    for folder in canvas_folders(base):
+        shutil.rmtree(folder, ignore_errors=True)
     return {
         "scene": shards.card.scene,
         "paths": [str(path) for path in products.paths],

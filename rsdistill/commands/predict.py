@@ -1,15 +1,15 @@
 """``predict``: scenes and a model in, georeferenced masks, polygons and pictures out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from rsdistill.config import argument, run_file
+from rsdistill.config import argument
 from rsdistill.errors import InputError
 from rsdistill.inference.settings import ScaleConfig
 from rsdistill.reporting import SILENT, Progress, Result, Table
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from rsdistill.inference.blending import Wanted
     from rsdistill.inference.mapping import Mapper
     from rsdistill.inference.products import Products
-
-CHOICES = 200
-"""Bytes that a run file may grow by, once it is known what was chosen."""
 
 
 class PredictConfig(ScaleConfig):
@@ -72,25 +69,45 @@ def predict(scenes: Any, *, progress: Progress = SILENT, executor: Executor | No
     """
     config = PredictConfig.of(scenes=(scenes,) if isinstance(scenes, str | Path) else scenes, **options)
     from rsdistill.geo.scenes import find_scenes
-    from rsdistill.inference.choosing import choice_in
+    from rsdistill.inference.journal import unfinished
     from rsdistill.inference.loading import find_model
     from rsdistill.inference.mapping import Mapper
     from rsdistill.inference.naming import name_products
-    from rsdistill.inference.scaling import state_of, threads_a_worker
+    from rsdistill.inference.run_files import earlier_choice, stands
+    from rsdistill.inference.scaling import threads_a_worker
 
-    found = find_scenes(config.scenes, progress=progress)
-    out = config.out or (config.work / "masks",)
-    named = name_products(found, out, config.confidence, config.probabilities, overwrite=config.overwrite, resume=config.resume)
+    found, model = find_scenes(config.scenes, progress=progress), find_model(config.work, config.model)
+    done = partial(stands, config=config, model=model)
+    named = name_products(
+        found,
+        config.out or (config.work / "masks",),
+        config.confidence,
+        config.probabilities,
+        overwrite=config.overwrite or config.dry_run,
+        may_stand=(lambda scene, products: unfinished(products.paths[0]) or done(scene, products)) if config.resume else None,
+    )
+    kept = config.resume and not config.overwrite
+    finished = {scene: products for scene, products in named.items() if kept and done(scene, products)}
+    for scene in finished:
+        progress.message(f"{scene}: finished by an earlier run")
+    left = {scene: products for scene, products in named.items() if scene not in finished}
     spread = config.scaled or executor is not None
     used = config.model_copy(update={"threads": threads_a_worker(config)}) if spread else config
-    mapper = Mapper(used, find_model(config.work, config.model), progress, pixel_size=config.pixel_size)
-    if config.resume:
-        mapper.earlier = choice_in(state_of(next(iter(named.values())).paths[0]))
+    mapper = Mapper(used, model, progress, pixel_size=config.pixel_size)
+    mapper.earlier = earlier_choice(left.values(), finished.values()) if config.resume else None
+    made = _made(left, mapper, config, executor) if left else Result(data={"model": str(mapper.path), "scenes": []})
+    told = [{"scene": str(scene), "paths": [str(path) for path in products.paths]} for scene, products in finished.items()]
+    data = made.data | {"finished": told} if told else made.data
+    return replace(made, paths=(*(path for products in finished.values() for path in products.paths), *made.paths), data=data)
+
+
+def _made(named: dict[Path, "Products"], mapper: "Mapper", config: PredictConfig, executor: Executor | None) -> Result:
+    """Map scenes in the way that was asked for."""
     if config.dry_run:
         return _rehearse(named, mapper)
     if config.shard is not None:
         return _map_shards(named, mapper, config, config.shard)
-    if spread:
+    if config.scaled or executor is not None:
         return _map_on_workers(named, mapper, config, executor)
     mapped: list[Mapped] = []
     failures: list[str] = []
@@ -100,7 +117,7 @@ def predict(scenes: Any, *, progress: Progress = SILENT, executor: Executor | No
         except InputError as error:
             if len(named) == 1:
                 raise
-            failures.append(f"{error} ({error.hint})" if error.hint else str(error))
+            failures.append(_failure(error))
     data = {"model": str(mapper.path), "scenes": [one.data for one in mapped]}
     tables = (_table(mapped[0]),) if len(named) == 1 else ()
     return Result(tuple(path for one in mapped for path in one.paths), data, tables, tuple(failures))
@@ -109,13 +126,15 @@ def predict(scenes: Any, *, progress: Progress = SILENT, executor: Executor | No
 def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConfig) -> Mapped:
     """Map one scene into its files."""
     from contextlib import closing
+    from shutil import rmtree
     from time import perf_counter
 
     from rsdistill.geo.caching import bounded_cache, cache_for
     from rsdistill.geo.files import refuse_existing
     from rsdistill.inference.engine import Stats
-    from rsdistill.inference.journal import Journal
+    from rsdistill.inference.journal import Journal, shards_of
     from rsdistill.inference.products import Look, write_products
+    from rsdistill.inference.run_files import beside
 
     start, stats = perf_counter(), Stats()
     wanted = _wanted(products)
@@ -129,11 +148,13 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
         look = Look(**_look(config, mapper), aoi=aoi, overwrite=overwrite)
         whole = frame == scene.grid.window and config.pixel_size is None
         with (
-            _beside(path, products, config, mapper),  # and before the journal goes: a run killed in between can still go on
+            beside(path, products, config, mapper),  # and before the journal goes: a run killed in between can still go on
             bounded_cache(cache_for(scene)),
             closing(mapper.strips(scene, wanted, stats, journal)) as strips,
         ):
             pixels = write_products(strips, scene.grid[frame], mapper.table, products, look, scene=path if whole else None)
+    rmtree(shards_of(products.paths[0]), ignore_errors=True)  # of a run on workers that was interrupted: the map stands now
+    _warn_of_nothing(mapper, path, pixels)
     classes = dict(zip(mapper.table.names, pixels, strict=True))
     data = {
         "scene": str(path),
@@ -153,6 +174,15 @@ def _map(path: Path, products: "Products", mapper: "Mapper", config: PredictConf
     return Mapped(path, products.paths, classes, data)
 
 
+def _failure(error: InputError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
+
+
+def _warn_of_nothing(mapper: "Mapper", scene: Path, pixels: Sequence[int]) -> None:
+    if not sum(pixels):
+        mapper.progress.warn(f"{scene}: no pixel was mapped; what was asked for holds no data, or the middle of no pixel")
+
+
 def _look(config: PredictConfig, mapper: "Mapper") -> dict[str, Any]:
     """Return how files are written, but for the polygons that they are cut to."""
     from rsdistill import __version__
@@ -169,12 +199,13 @@ def _look(config: PredictConfig, mapper: "Mapper") -> dict[str, Any]:
 def _map_on_workers(named: dict[Path, "Products"], mapper: "Mapper", config: PredictConfig, executor: Executor | None) -> Result:
     """Map scenes shard by shard on processes, a cluster or the executor that was given."""
     from rsdistill.inference.loading import modules_for
+    from rsdistill.inference.run_files import beside
     from rsdistill.inference.scaling import Scaling, pool_for, summary
 
     look = _look(config, mapper) | {"aoi": config.aoi and str(config.aoi.absolute())}
 
     def write_run(path: Path, products: "Products") -> None:
-        with _beside(path, products, config, mapper):
+        with beside(path, products, config, mapper):
             pass
 
     scaling = Scaling(mapper, config, look, write_run, resume=config.resume)
@@ -185,7 +216,10 @@ def _map_on_workers(named: dict[Path, "Products"], mapper: "Mapper", config: Pre
     mapped = [
         Mapped(one.scene, one.products.paths, dict(zip(mapper.table.names, one.pixels, strict=True)), one.data) for one in scaling.assembled
     ]
-    data = {"model": str(mapper.path), "scenes": [one.data | {"classes": one.classes} for one in mapped], "retries": scaling.retries}
+    for done in scaling.assembled:
+        _warn_of_nothing(mapper, done.scene, done.pixels)
+    told = [one.data | {"classes": one.classes} for one in mapped]
+    data = {"model": str(mapper.path), "scenes": told, "retries": scaling.retries, "deaths": scaling.deaths}
     tables = (*((_table(mapped[0]),) if len(named) == len(mapped) == 1 else ()), summary(scaling))
     return Result(tuple(path for one in mapped for path in one.paths), data, tables, tuple(scaling.failures), kept=scaling.kept)
 
@@ -196,10 +230,17 @@ def _map_shards(named: dict[Path, "Products"], mapper: "Mapper", config: Predict
 
     index, count = parse_shard(shard)
     look = _look(config, mapper) | {"aoi": config.aoi and str(config.aoi.absolute())}
-    made = [make_one_shard(mapper, path, products, index, count, look, overwrite=config.overwrite) for path, products in named.items()]
+    made, failures = [], []
+    for path, products in named.items():
+        try:
+            made.append(make_one_shard(mapper, path, products, index, count, look, overwrite=config.overwrite))
+        except InputError as error:
+            if len(named) == 1:
+                raise
+            failures.append(_failure(error))
     shards = [{"scene": card.scene, "path": str(path), "window": card.window, **card.facts} for path, card in made]
     data = {"model": str(mapper.path), "shard": index, "shards": count, "scenes": shards}
-    return Result(tuple(path for path, _ in made), data)
+    return Result(tuple(path for path, _ in made), data, failures=tuple(failures))
 
 
 def _rehearse(named: dict[Path, "Products"], mapper: "Mapper") -> Result:
@@ -212,48 +253,15 @@ def _rehearse(named: dict[Path, "Products"], mapper: "Mapper") -> Result:
             one = estimate(mapper, scene, _wanted(products))
         data.append({"scene": str(path), "paths": [str(product) for product in products.paths], **vars(one)})
         sizes = (f"{one.memory_bytes / 1e6:.0f} MB", f"{one.disk_bytes / 1e6:.0f} MB", f"{one.seconds:.0f} s")
-        rows.append((path.name, f"{one.windows}", f"{one.overlap_factor:.2f}", *sizes))
-    columns = ("scene", "windows", "overlap", "memory", "disk", "network")
-    return Result(data={"model": str(mapper.path), "scenes": data}, tables=(Table("what it would take at most", columns, tuple(rows)),))
+        rows.append((path.name, f"{one.windows}", f"{one.forward_passes}", f"{one.overlap_factor:.2f}", *sizes))
+    columns = ("scene", "windows", "passes", "overlap", "memory", "disk", "network")
+    return Result(data={"model": str(mapper.path), "scenes": data}, tables=(Table("what it would take", columns, tuple(rows)),))
 
 
 def _wanted(products: "Products") -> "Wanted":
     from rsdistill.inference.blending import Wanted
 
     return Wanted(confidence=products.confidence is not None, probabilities=products.probabilities is not None)
-
-
-@contextmanager
-def _beside(scene: Path, products: "Products", config: PredictConfig, mapper: "Mapper") -> Iterator[None]:
-    """Write the configuration that repeats the results of one scene beside each of them, once the block that makes them ends well.
-
-    Its place on the disk is taken before: results that stand are not called a failure for want of the last kilobyte.
-    """
-    from rsdistill.geo.files import atomic
-
-    with ExitStack() as stack:
-        parts = [stack.enter_context(atomic(path)) for path in _runs(products.paths)]
-        for part in parts:
-            part.write_text(_run_text(scene, products, config, mapper) + " " * CHOICES, encoding="utf-8")
-        yield
-        for part in parts:
-            with part.open("r+b") as file:
-                file.truncate(file.write(_run_text(scene, products, config, mapper).encode()))
-
-
-def _run_text(scene: Path, products: "Products", config: PredictConfig, mapper: "Mapper") -> str:
-    own: dict[str, Any] = {
-        "scenes": (scene,),
-        "out": products.outs,
-        "confidence": products.confidence,
-        "probabilities": products.probabilities,
-    }
-    own |= {"model": mapper.path, "backend": mapper.config.backend, "precision": mapper.config.precision, "tile": mapper.config.tile}
-    return run_file(config.model_copy(update=own), "predict")
-
-
-def _runs(paths: Sequence[Path]) -> list[Path]:
-    return sorted({path.with_name(f"{path.stem}.run.toml") for path in paths})
 
 
 def _table(one: Mapped) -> Table:

@@ -15,6 +15,8 @@ from rsdistill.inference.sharding import absolute, canvas_folder, finished, lay_
 from rsdistill.outputs.shards import EMPTY_SUFFIX, ShardCard
 from rsdistill.reporting import Progress
 
+MOST = 1_000_000
+"""Shards of a map."""
 ARRAY_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "AWS_BATCH_JOB_ARRAY_INDEX")
 """Where Slurm, an indexed job of Kubernetes and AWS Batch say which task of an array this is; the last two count from 0."""
 
@@ -29,6 +31,8 @@ def parse_shard(text: str, variables: Mapping[str, str] = os.environ) -> tuple[i
     if not total.isdecimal() or not (named == "auto" or named.isdecimal()):
         raise ConfigError(f"shard '{text}' is not i/n", hint="3/8 is the third of eight, auto/8 asks the array job")
     index, count = _array_index(variables) if named == "auto" else int(named), int(total)
+    if count > MOST:
+        raise ConfigError(f"{count} shards are more than the {MOST} that a map may be cut into", hint="give --shard i/n a smaller n")
     if not 1 <= index <= count:
         raise ConfigError(f"there is no shard {index} of {count}", hint="shards count from 1 to n")
     return index, count

@@ -1,5 +1,6 @@
 """Dask as the engine: workers on any number of machines, joined and left while a run goes on; the only place that knows it."""
 
+import json
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,11 +24,13 @@ class DaskPool:
             workers: processes of the cluster that is started on this machine where neither is given.
 
         Raises:
-            ConfigError: both are given.
+            ConfigError: both are given, or the file is none of a scheduler.
             MissingExtraError: Dask is not installed.
         """
         if scheduler and scheduler_file:
             raise ConfigError("--scheduler and --scheduler-file exclude each other", hint="both name the one scheduler")
+        if scheduler_file:
+            _refuse_foreign(scheduler_file)
         try:
             from distributed.scheduler import KilledWorker
         except ImportError:
@@ -71,3 +74,13 @@ class DaskPool:
     def renew(self) -> bool:
         """Nothing to renew: Dask replaces workers by itself."""
         return False
+
+
+def _refuse_foreign(scheduler_file: Path) -> None:
+    """Refuse a file that names no scheduler: Dask would wait for one that is missing without an end."""
+    try:
+        content = json.loads(scheduler_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {scheduler_file}: {error}", hint="dask scheduler --scheduler-file writes it") from None
+    if not (isinstance(content, dict) and isinstance(content.get("address"), str)):
+        raise ConfigError(f"{scheduler_file} names no scheduler", hint="dask scheduler --scheduler-file writes it")

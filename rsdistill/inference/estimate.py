@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from time import perf_counter
 
+from rsdistill.geo.occupancy import Occupancy
 from rsdistill.geo.scenes import Scene
 from rsdistill.geo.windows import plan
 from rsdistill.inference.blending import Wanted
 from rsdistill.inference.engine import Job, padded
 from rsdistill.inference.mapping import Mapper
 from rsdistill.inference.memory import engine_bytes
+from rsdistill.inference.sharding import holds_data
 
 HOLES = 1.4
 """Of a heap that keeps what is freed, as it does without --max-memory: arrays of many sizes that come and go leave room between them."""
@@ -16,9 +18,11 @@ HOLES = 1.4
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take at most; windows without data make it less."""
+    """What a run will take: memory and disk at most; windows that only seem empty would make the rest more."""
 
     windows: int
+    forward_passes: int
+    """Of windows that seem to hold data, by the scene's header; each counts eight times where --tta turns it."""
     overlap_factor: float
     """Pixels that pass through the network per pixel that is mapped."""
     memory_bytes: int
@@ -41,18 +45,28 @@ def estimate(mapper: Mapper, scene: Scene, wanted: Wanted) -> Estimate:
     height, width = job.plan.tile
     needed = engine_bytes(scene, job, bands, len(mapper.table), config.blend, wanted, mapper.batch)
     planes = 1 + wanted.confidence + len(mapper.table) * wanted.probabilities
-    frame = mapper.frame(scene)
+    frame, busy = mapper.frame(scene), _busy(mapper, scene, job)
     return Estimate(
         windows=len(job),
+        forward_passes=busy * (8 if config.tta == "d4" else 1),
         overlap_factor=len(job) * height * width / (area.height * area.width),
         memory_bytes=needed if config.max_memory else int(HOLES * needed),
         disk_bytes=frame.height * frame.width * planes * 4 // 3 + area.height * area.width * planes,
-        seconds=_seconds(mapper, scene, job),
+        seconds=_seconds(mapper, scene, job, busy),
     )
 
 
-def _seconds(mapper: Mapper, scene: Scene, job: Job) -> float:
-    """Run the two middle windows: the first also stands for what is done once a scene, the second for all others."""
+def _busy(mapper: Mapper, scene: Scene, job: Job) -> int:
+    """Return how many windows seem to hold data; blended ones see their neighbours' too, so there all count."""
+    if mapper.config.blend != "core":
+        return len(job)
+    row_spans, col_spans = [job.plan.rows[row] for row in job.rows], [job.plan.cols[col] for col in job.cols]
+    rows, cols = ([*(first for _, first, _ in spans), spans[-1][2]] for spans in (row_spans, col_spans))
+    return int(holds_data(Occupancy(scene), mapper.interest(scene), rows, cols).sum())
+
+
+def _seconds(mapper: Mapper, scene: Scene, job: Job, busy: int) -> float:
+    """Run the two middle windows: the first also stands for what is done once a scene, the second for all others that hold data."""
     backend, bands, times = mapper.backend(scene), mapper.bands(scene), []
     size = job.plan.tile
     for _ in range(2):
@@ -61,4 +75,4 @@ def _seconds(mapper: Mapper, scene: Scene, job: Job) -> float:
         start = perf_counter()
         backend.labels(image[None], valid[None], [read])
         times.append(perf_counter() - start)
-    return times[0] + (len(job) - 1) * times[1]
+    return times[0] + max(0, busy - 1) * times[1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -145,9 +146,13 @@ def shards_of(result: Path) -> Path:
     return result.with_name(f".{result.name}.shards")
 
 
+STATE = "run.json"
+"""File among a run's shards that says what they are shards of; the last that goes when they do."""
+
+
 def unfinished(result: Path) -> bool:
     """Tell whether a run, by itself or on workers, was interrupted before it was done with ``result``."""
-    return journal_of(result).exists() or shards_of(result).exists()
+    return journal_of(result).exists() or (shards_of(result) / STATE).exists()
 
 
 def earlier_mark(result: Path) -> dict[str, Any] | None:
@@ -158,6 +163,25 @@ def earlier_mark(result: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return mark if isinstance(mark, dict) else None
+
+
+def state_of(result: Path) -> dict[str, Any] | None:
+    """Return the mark of the interrupted run that was to write ``result``, by itself or on workers; None where there is none."""
+    try:
+        state = json.loads((shards_of(result) / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return earlier_mark(result)
+    return state.get("mark") if isinstance(state, dict) else None
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove the shards of a map that stands, and last what says that there are some: a run that is killed here can be gone on with."""
+    for part in folder.iterdir():
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        elif part.name != STATE:
+            part.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _strip(row: int, record: bytes) -> Strip:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def find_shards(places: Sequence[Path]) -> dict[Path, list[Path]]:
     Raises:
         MaskError: there is none.
     """
-    files = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place])]
+    given = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place])]
+    files = {file.resolve(): file for file in given}.values()  # each once, by whatever ways it was named
     found: dict[Path, list[Path]] = {}
     for file in files:
         if (match := NAME.fullmatch(file.name)) and not file.name.startswith("."):
@@ -129,9 +131,11 @@ def _refuse_missing(shards: Mapping[int, Path], count: int) -> None:
     any_path = next(iter(shards.values()))
     match = NAME.fullmatch(any_path.name)
     assert match
-    if missing := [index for index in range(1, count + 1) if index not in shards]:
-        names = [any_path.with_name(f"{match['stem']}.{index}-of-{count}.tif") for index in missing]
-        raise MaskError(f"{len(missing)} of {count} shards are missing: {_listed(names)}", hint="run their --shard i/n")
+    if count > len(shards):
+        first = islice((index for index in range(1, count + 1) if index not in shards), NAMED)
+        names = [any_path.with_name(f"{match['stem']}.{index}-of-{count}.tif") for index in first]
+        missing = count - len(shards)
+        raise MaskError(f"{missing} of {count} shards are missing: {_listed(names, missing)}", hint="run their --shard i/n")
 
 
 def _refuse_foreign(shards: Sequence[tuple[Path, ShardCard]]) -> None:
@@ -155,6 +159,8 @@ def _key(card: ShardCard) -> str:
     return card.model_dump_json(exclude={"index", "window", "pixels", "facts", "look", "scene"})
 
 
-def _listed(paths: Sequence[Path]) -> str:
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+def _listed(paths: Sequence[Path], count: int | None = None) -> str:
+    """Name the first of some paths, of which there are ``count`` (default: as many as are given)."""
+    beyond = (count or len(paths)) - NAMED
+    more = f" and {beyond} more" if beyond > 0 else ""
     return ", ".join(map(str, paths[:NAMED])) + more

@@ -1,11 +1,10 @@
 """What the results of each scene are called, and the names that are refused before anything is computed."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from rsdistill.errors import ConfigError, OutputExistsError, nearest
 from rsdistill.geo.files import refuse_existing
-from rsdistill.inference.journal import unfinished
 from rsdistill.inference.products import Products
 from rsdistill.outputs import WRITERS
 
@@ -19,7 +18,7 @@ def name_products(
     probabilities: Path | None,
     *,
     overwrite: bool,
-    resume: bool = False,
+    may_stand: Callable[[Path, Products], bool] | None = None,
 ) -> dict[Path, Products]:
     """Return the files that each scene becomes.
 
@@ -29,7 +28,7 @@ def name_products(
         confidence: as ``out``, of the raster of confidence.
         probabilities: as ``out``, of the raster of probabilities.
         overwrite: whether results may be replaced.
-        resume: let results pass that a killed run may have just finished, since its journal or its shards still stand beside them.
+        may_stand: says of a scene whether its results may stand all the same, since an earlier run is gone on with that made them.
 
     Raises:
         ConfigError: a suffix that no writer takes, or one name for two results.
@@ -44,10 +43,10 @@ def name_products(
             probabilities and _place(probabilities, scene, several, RASTERS, "_probabilities"),
         )
     _refuse_twice(named)
-    for products in named.values():
+    for scene, products in named.items():
         for path in products.paths:
             _refuse_source(path, scenes)
-        refuse_existing(products.paths, overwrite or (resume and unfinished(products.paths[0])))
+        refuse_existing(products.paths, overwrite or (may_stand is not None and may_stand(scene, products)))
     return named
 
 

@@ -13,21 +13,21 @@ from time import perf_counter
 from typing import Any
 
 from rsdistill.errors import InputError, RsdistillError
-from rsdistill.geo.files import atomic
+from rsdistill.geo.files import atomic, refuse_existing
 from rsdistill.geo.scenes import Scene
+from rsdistill.geo.windows import plan
 from rsdistill.inference.blending import Wanted
-from rsdistill.inference.journal import Journal, earlier_mark, shards_of, unfinished
+from rsdistill.inference.journal import STATE, Journal, remove_shards, shards_of
 from rsdistill.inference.mapping import Mapper
 from rsdistill.inference.merging import find_shards, gather, look_of, write_map
 from rsdistill.inference.products import Products
 from rsdistill.inference.settings import PoolConfig, ScaleConfig
 from rsdistill.inference.sharding import Layout, absolute, canvas_folder, lay_out, make_shard, shard_of, shard_path
-from rsdistill.inference.workers import GivenPool, Job, Pool, Run, on_workers
+from rsdistill.inference.workers import GivenPool, Job, Pool, Run, on_workers, refuse_forks
 from rsdistill.reporting import Table, Task
 
 SHARDS_A_WORKER = 4
 """At least so many shards for each worker, so that none has nothing to do for long at the end."""
-STATE = "run.json"
 PART = "part"
 
 
@@ -108,7 +108,7 @@ class Scaling:
         self._scenes = self._made = 0
         self.assembled: list[Assembled] = []
         self.failures: list[str] = []
-        self.retries = 0
+        self.retries = self.deaths = 0
 
     def run(self, named: Mapping[Path, Products], pool: Pool) -> None:
         """Map the scenes; what fails is told in :attr:`failures`, by name, and the rest done.
@@ -120,7 +120,7 @@ class Scaling:
         run = Run(pool, self._config.retries, self._done, self._failed)
         with self._holds, self._mapper.progress.task("map, % of all scenes", 100) as self._task:
             run.finish(job for path, products in named.items() for job in self._jobs(path, products))
-        self.retries = run.retries
+        self.retries, self.deaths = run.retries, run.deaths
 
     @property
     def kept(self) -> int:
@@ -148,11 +148,12 @@ class Scaling:
     def _prepare(self, path: Path, products: Products, hold: ExitStack) -> _Underway:
         """Hold a scene's results against other runs, and cut it as an interrupted run of the same command did, or anew."""
         folder = shards_of(products.paths[0])
-        overwrite = self._config.overwrite or (self._resume and unfinished(products.paths[0]))
         with self._mapper.open(absolute(path)) as scene:
             hold.enter_context(Journal(products.paths[0], {}, resume=False))
             wanted = Wanted(products.confidence is not None, products.probabilities is not None)
             layout = self._old_layout(scene, wanted, folder) if self._resume else None
+            overwrite = self._config.overwrite or layout is not None  # what stands there is then this very map, of a run killed at its end
+            refuse_existing(products.paths, overwrite)
             if layout is None:
                 layout = lay_out(self._mapper, scene, wanted, self._count(scene), self._look)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -174,7 +175,10 @@ class Scaling:
 
     def _count(self, scene: Scene) -> int:
         share = ceil(SHARDS_A_WORKER * self._config.workers / self._scenes)
-        return max(ceil(scene.grid.height * scene.grid.width / self._config.shard_size**2), share)
+        windows = self._mapper.model.windows(self._mapper.config.tile, self._mapper.config.margin)
+        grid = plan(scene.grid.height, scene.grid.width, windows.tile, windows.margin, self._mapper.model.stride)
+        most = len(grid.rows) * len(grid.cols)  # what is left for others is nothing
+        return min(most, max(ceil(scene.grid.height * scene.grid.width / self._config.shard_size**2), share))
 
     def _done(self, job: Job, made: Any) -> Iterable[Job]:
         """Count a shard, and put a scene together after its last; or take note of a scene that is finished."""
@@ -196,7 +200,7 @@ class Scaling:
         """Let a scene go whose files are made; until its run file stands too, a run that is killed can be gone on with."""
         one = self._underway.pop(assembly.scene)
         self._finish(one.scene, one.products)
-        shutil.rmtree(one.folder, ignore_errors=True)
+        remove_shards(one.folder)
         one.hold.close()
         size = one.layout.card["frame"][2:]
         self.assembled.append(Assembled(one.scene, one.products, size, pixels, facts | {"wall_seconds": perf_counter() - one.start}))
@@ -238,17 +242,19 @@ def summary(scaling: Scaling) -> Table:
         for one in scaling.assembled
     )
     again = f", {scaling.retries} attempts repeated" if scaling.retries else ""
-    return Table(f"shards{again}", ("scene", "shards", "Mpx/s", "slowest", "merge"), rows)
+    died = f", workers replaced after a death: {scaling.deaths}" if scaling.deaths else ""
+    return Table(f"shards{again}{died}", ("scene", "shards", "Mpx/s", "slowest", "merge"), rows)
 
 
 def pool_for(config: PoolConfig, executor: Executor | None, modules: Sequence[str], device: str = "cpu") -> AbstractContextManager[Pool]:
     """Return where the parts of the work are to be done, on ``device``; processes of this machine load ``modules`` meanwhile.
 
     Raises:
-        ConfigError: a scheduler is named twice.
+        ConfigError: a scheduler is named twice, or the executor forks.
         MissingExtraError: Dask is asked for and not installed.
     """
     if executor is not None:
+        refuse_forks(executor)
         return nullcontext(GivenPool(executor, 2 * SHARDS_A_WORKER * config.workers))
     if config.engine == "dask":
         from rsdistill.inference.clusters import DaskPool
@@ -282,15 +288,6 @@ def threads_a_worker(config: ScaleConfig) -> int | None:
         return config.threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // config.workers)
-
-
-def state_of(result: Path) -> dict[str, Any] | None:
-    """Return the mark of the interrupted run that was to write ``result``, by itself or on workers; None where there is none."""
-    try:
-        state = json.loads((shards_of(result) / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return earlier_mark(result)
-    return state.get("mark") if isinstance(state, dict) else None
 
 
 def _told(name: str, error: BaseException) -> str:

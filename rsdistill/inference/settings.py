@@ -30,7 +30,7 @@ class MapConfig(RunConfig):
     )
     tta: Literal["none", "d4"] = Field("none", description="Average over turned and mirrored windows: d4 takes eight times as long.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
-    backend: Engine | Literal["auto"] | None = Field(
+    backend: Literal[Engine, "auto"] | None = Field(
         None,
         description="What runs the network (default torch; for an exported model onnx): auto tries all on four windows of the first scene "
         "and takes the fastest that agrees.",
@@ -42,7 +42,7 @@ class MapConfig(RunConfig):
     max_memory: int | None = Field(
         None, ge=1, description="Memory in MB that mapping may take beside the program itself: windows are made smaller to fit."
     )
-    threads: int | None = Field(None, ge=1, description="Threads of the network (default: all cores).")
+    threads: int | None = Field(None, ge=1, le=1024, description="Threads of the network (default: all cores).")
 
     @field_validator("window", mode="before")
     @classmethod

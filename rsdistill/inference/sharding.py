@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from glob import escape
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,6 +31,8 @@ from rsdistill.inference.products import count_classes
 from rsdistill.inference.scores import Floats
 from rsdistill.inference.settings import MapConfig
 from rsdistill.outputs.shards import EMPTY_SUFFIX, ShardCard, ShardWriter, grid_card, read_card, write_empty
+
+_CANVAS = re.compile(r"\.[0-9a-f]{12}\.canvas")
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def lay_out(mapper: Mapper, scene: Scene, wanted: Wanted, count: int, look: Mapp
         config.blend,
         batch=batch,
         count=count,
-        holds_data=partial(_holds_data, Occupancy(scene), interest),
+        holds_data=partial(holds_data, Occupancy(scene), interest),
     )
     layout = {"tile": windows.tile, "margin": windows.margin, "batch": batch, "rectangles": _digest(rectangles)}
     card = {
@@ -103,7 +107,8 @@ def lay_out(mapper: Mapper, scene: Scene, wanted: Wanted, count: int, look: Mapp
     return Layout(tuple(rectangles), card)
 
 
-def _holds_data(occupancy: Occupancy, interest: Interest | None, rows: Sequence[int], cols: Sequence[int]) -> NDArray[np.bool_]:
+def holds_data(occupancy: Occupancy, interest: Interest | None, rows: Sequence[int], cols: Sequence[int]) -> NDArray[np.bool_]:
+    """Return (R, C) whether each cell between R + 1 and C + 1 borders seems to hold data of interest."""
     found = occupancy(rows, cols)
     if interest is not None:
         for row, col in np.argwhere(found):
@@ -177,6 +182,11 @@ def canvas_folder(part: Path, mark: Mapping[str, Any]) -> Path:
     """Return where the context of the map with this mark, whose shards are parts of ``part``, is kept."""
     digest = hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()
     return part.with_name(f".{part.name}.{digest[:12]}.canvas").absolute()
+
+
+def canvas_folders(part: Path) -> list[Path]:
+    """Return where context is kept for shards that are parts of ``part``, of this cut and of earlier ones."""
+    return [folder for folder in part.parent.glob(f".{escape(part.name)}.*.canvas") if _CANVAS.fullmatch(folder.name, len(part.name) + 1)]
 
 
 def absolute(path: Path) -> Path:

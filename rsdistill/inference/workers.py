@@ -2,12 +2,12 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from rsdistill.errors import InputError
+from rsdistill.errors import ConfigError, InputError
 from rsdistill.reporting import SILENT, Task
 
 
@@ -63,6 +63,18 @@ class GivenPool:
         return False
 
 
+def refuse_forks(executor: Executor) -> None:
+    """Refuse an executor whose processes are forked from this one: the threads that torch and GDAL have here do not live on there.
+
+    Raises:
+        ConfigError: it is a pool of such processes, which would wait for them for ever.
+    """
+    context = getattr(executor, "_mp_context", None)
+    if isinstance(executor, ProcessPoolExecutor) and context is not None and context.get_start_method() == "fork":
+        hint = "ProcessPoolExecutor(n, mp_context=multiprocessing.get_context('spawn'))"
+        raise ConfigError(f"{type(executor).__name__} has processes forked from this one, which torch does not survive", hint=hint)
+
+
 class Run:
     """Jobs on their way through a pool.
 
@@ -87,6 +99,8 @@ class Run:
         self._attempts: Counter[str] = Counter()
         self.retries = 0
         """Attempts after the first, so far."""
+        self.deaths = 0
+        """How often processes died and were replaced, so far."""
 
     def finish(self, jobs: Iterable[Job]) -> None:
         """Run all ``jobs``, drawn when there is room for them, and those that follow."""
@@ -136,7 +150,9 @@ class Run:
         if not self._pool.renew():
             for job, error in under_way:
                 self._failed(job, error)
-        elif len(jobs) > 1:
+            return
+        self.deaths += 1
+        if len(jobs) > 1:
             self._suspects.extend((jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]))
         elif self._may_try(*under_way[0]):
             self._suspects.append(jobs)

@@ -71,7 +71,7 @@ class TrainingConfig(RunConfig):
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
     precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="Arithmetic of the networks in training.")
     workers: int = Field(0, ge=0, description="Processes that read tiles ahead; 0 reads in the training process.")
-    threads: int | None = Field(None, ge=1, description="Threads of the network (default: all cores).")
+    threads: int | None = Field(None, ge=1, le=1024, description="Threads of the network (default: all cores).")
     validate_every: int | None = Field(None, ge=1, description="Steps between validations (default: a fifth of the budget).")
     validation: Literal["auto", "scene", "tile"] = Field("auto", description="mIoU over whole scenes, or over the validation tiles only.")
     tensorboard: bool = Field(False, description="Also write TensorBoard events beside the model.")

@@ -1,6 +1,7 @@
 """``predict`` as a person uses it: files in, files out, every pixel checked against a linear model computed by hand."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,8 +30,8 @@ CLASSES = [{"id": 3, "name": "water", "color": "#0000ff"}, {"id": 7, "name": "la
 IDS = np.array([3, 7, 1] + [0] * 252 + [255], np.uint8)
 NORTH_UP = Affine(2, 0, 400_000, 0, -2, 5_000_000)
 MEAN, STD = np.array([100.0, 80.0], np.float32), np.array([30.0, 60.0], np.float32)
-WEIGHT = np.array([[1.0331, -2.0177], [-1.5023, 0.5311], [0.2519, 1.0741]], np.float32)  # crooked, so that no two classes tie
-BIAS = np.array([0.5173, 0.0129, -0.2511], np.float32)
+WEIGHT = np.array([[1.0331, -2.0177], [-1.5023, 0.5311], [0.2519, 1.0741]], np.float32)  # crooked: scores of two bytes never tie
+BIAS = np.array([0.5173, 0.0126, -0.2511], np.float32)
 
 
 class Heard:
@@ -275,6 +276,31 @@ def test_only_the_area_of_interest_is_mapped(tmp_path, work, transform):
     with pytest.raises(ConfigError, match="meets the scene"):
         predict(scene, out=[tmp_path / "x.tif"], work=work, aoi=tmp_path / "far.gpkg")
     assert not (tmp_path / "x.tif").exists()
+
+
+def test_spikes_and_lines_of_an_area_of_interest_are_no_area(tmp_path, work):
+    scene = write_scene(tmp_path / "s.tif", noise(90, 80))
+    spiked = shapely.Polygon([(10, 10), (30, 10), (30, 20.5), (70, 20.5), (30, 20.5), (30, 30), (10, 30)])
+    both = shapely.GeometryCollection([shapely.box(40, 40, 50, 60), shapely.LineString([(0, 70.5), (80, 70.5)]), shapely.Point(60.5, 60.5)])
+    outlines = shapely.transform([spiked, both], lambda points: np.stack(NORTH_UP @ points.T, axis=1))
+    geopandas.GeoDataFrame(geometry=outlines, crs="EPSG:32633").to_file(tmp_path / "aoi.gpkg")
+    predict(scene, out=[tmp_path / "m.tif"], work=work, aoi=tmp_path / "aoi.gpkg")
+    expected = np.zeros((90, 80), bool)
+    expected[10:30, 10:30] = expected[40:60, 40:50] = True
+    assert np.array_equal(read(tmp_path / "m.tif") != 255, expected)
+
+
+@pytest.mark.parametrize("how", [{}, {"workers": 2}], ids=["by itself", "workers"])
+def test_a_map_of_nothing_is_warned_of_and_an_area_beside_the_scene_refused(tmp_path, work, how):
+    scene, areas = write_scene(tmp_path / "s.tif", noise(40, 40)), {"small": (3.1, 3.1, 3.3, 3.3), "beside": (40, 0, 50, 20)}
+    for name, box in areas.items():
+        outline = shapely.transform(shapely.box(*box), lambda points: np.stack(NORTH_UP @ points.T, axis=1))
+        geopandas.GeoDataFrame(geometry=[outline], crs="EPSG:32633").to_file(tmp_path / f"{name}.gpkg")
+    heard = Heard()
+    predict(scene, out=[tmp_path / "m.tif"], work=work, aoi=tmp_path / "small.gpkg", progress=heard, **how)
+    assert any("no pixel was mapped" in text for text in heard.warnings)
+    with pytest.raises(ConfigError, match="meets the scene"):
+        predict(scene, out=[tmp_path / "n.tif"], work=work, aoi=tmp_path / "beside.gpkg", **how)
 
 
 def test_bands_by_number_and_name(tmp_path, work):
@@ -532,20 +558,20 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, work):
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("last", ["_run_text", "Journal.__exit__"])
+@pytest.mark.parametrize("last", ["run_text", "Journal.__exit__"])
 def test_a_run_killed_when_its_mask_already_stood_goes_on_without_leave_to_overwrite(tmp_path, work, last):
     scene, mask = write_scene(tmp_path / "s.tif", noise(200, 50)), tmp_path / "m.tif"
     script = (
-        "import os, signal; import rsdistill.commands.predict as command, rsdistill.inference.journal as journal; "
-        "from rsdistill.inference.journal import Journal; real = command._run_text; "
+        "import os, signal; import rsdistill.inference.run_files as files, rsdistill.inference.journal as journal; "
+        "from rsdistill.commands.predict import predict; from rsdistill.inference.journal import Journal; real = files.run_text; "
         f"kill = lambda *given: os.kill(os.getpid(), signal.SIGKILL) if os.path.exists({str(mask)!r}) else real(*given); "
-        f"{'command' if last == '_run_text' else 'journal'}.{last} = kill; "
-        f"command.predict({str(scene)!r}, out=[{str(mask)!r}], work={str(work)!r}, tile=16)"
+        f"{'files' if last == 'run_text' else 'journal'}.{last} = kill; "
+        f"predict({str(scene)!r}, out=[{str(mask)!r}], work={str(work)!r}, tile=16)"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == -signal.SIGKILL
     stood = mask.read_bytes()
-    assert (tmp_path / "m.run.toml").exists() is (last != "_run_text")
+    assert (tmp_path / "m.run.toml").exists() is (last != "run_text")
     with pytest.raises(OutputExistsError):
         predict(scene, out=[mask], work=work, tile=16)
     predict(scene, out=[mask], work=work, tile=16, resume=True)
@@ -555,6 +581,56 @@ def test_a_run_killed_when_its_mask_already_stood_goes_on_without_leave_to_overw
     with pytest.raises(OutputExistsError):
         predict(scene, out=[mask], work=work, tile=20, resume=True)
     assert mask.read_bytes() == stood, "the journal of another map gives no leave to replace this one"
+
+
+@pytest.mark.parametrize("how", [{}, {"workers": 2}], ids=["by itself", "workers"])
+def test_scenes_that_an_earlier_run_finished_are_kept_by_resume(tmp_path, work, how):
+    """As long as scene, model and options are what they were; what is left over is mapped, and then nothing is."""
+    scenes = [write_scene(tmp_path / f"{name}.tif", noise(60, 50, seed=seed)) for seed, name in enumerate("ab")]
+    out = tmp_path / "masks" / "{stem}.tif"
+    predict(scenes[0], out=[out], work=work, tile=16)
+    stood, heard = (tmp_path / "masks" / "a.tif").stat(), Heard()
+    result = predict(scenes, out=[out], work=work, tile=16, resume=True, progress=heard, **how)
+    assert result.paths == (tmp_path / "masks" / "a.tif", tmp_path / "masks" / "b.tif")
+    assert [one["scene"] for one in result.data["scenes"]] == [str(scenes[1])]
+    assert [one["scene"] for one in result.data["finished"]] == [str(scenes[0])]
+    assert f"{scenes[0]}: finished by an earlier run" in heard.messages
+    assert np.array_equal(read(tmp_path / "masks" / "b.tif"), by_hand(noise(60, 50, seed=1)))
+    assert predict(scenes, out=[out], work=work, tile=16, resume=True, **how).data["scenes"] == []
+    assert (tmp_path / "masks" / "a.tif").stat() == stood
+    with pytest.raises(OutputExistsError):
+        predict(scenes, out=[out], work=work, tile=16, **how)
+
+
+def test_what_was_chosen_for_a_finished_scene_is_kept_for_those_left(tmp_path, work, monkeypatch):
+    scenes = [write_scene(tmp_path / f"{name}.tif", noise(60, 50, seed=seed)) for seed, name in enumerate("ab")]
+    how = {"out": [tmp_path / "masks"], "work": work, "tile": 16}
+    predict(scenes[0], **how | {"out": [tmp_path / "masks" / "a.tif"]})
+    monkeypatch.setattr("rsdistill.inference.choosing.fastest", lambda *_: pytest.fail("nothing is to be tried out again"))
+    (told,) = predict(scenes, backend="auto", resume=True, **how | {"out": [tmp_path / "masks" / "{stem}.tif"]}).data["scenes"]
+    assert (told["backend"], told["precision"]) == ("torch", "float32")
+
+
+@pytest.mark.parametrize("change", ["options", "scene", "model", "file", "run file"])
+def test_resume_does_not_take_the_results_of_something_else_for_its_own(tmp_path, work, change):
+    scene, out, how = write_scene(tmp_path / "s.tif", noise(60, 50)), tmp_path / "m.tif", {"tile": 16}
+    picture = tmp_path / "m.png"
+    predict(scene, out=[out, picture], work=work, **how)
+    assert predict(scene, out=[out, picture], work=work, resume=True, **how).data["scenes"] == []
+    if change == "options":
+        how["tile"] = 20
+    elif change == "scene":
+        later = (tmp_path / "m.run.toml").stat().st_mtime_ns + 1
+        os.utime(scene, ns=(later, later))
+    elif change == "model":
+        how["model"] = write_linear(tmp_path / "other.safetensors")
+        os.utime(how["model"], ns=(0, 0))
+    elif change == "file":
+        picture.unlink()
+    else:
+        (tmp_path / "m.run.toml").write_text("command =")
+    with pytest.raises(OutputExistsError):
+        predict(scene, out=[out, picture], work=work, resume=True, **how)
 
 
 def test_resume_starts_anew_when_scene_or_options_changed(tmp_path, work, monkeypatch):
@@ -604,12 +680,26 @@ def test_a_rehearsal_tells_what_it_would_take_and_writes_nothing(tmp_path, work)
     assert {path.name for path in tmp_path.iterdir()} == {"s.tif", "work"}
     assert result.paths == ()
     (told,) = result.data["scenes"]
+    assert told["forward_passes"] == told["windows"]
     done = predict(scene, out=[tmp_path / "m.tif"], work=work, **options).data["scenes"][0]
     assert told["windows"] == done["windows"]
     assert told["overlap_factor"] == pytest.approx(done["overlap_factor"])
     assert told["seconds"] > 0
     assert told["memory_bytes"] > 200 * 64 * 3
     assert told["disk_bytes"] >= sum(path.stat().st_size for path in (tmp_path / "m.tif", tmp_path / "p.tif")) / 2
+
+
+def test_a_rehearsal_counts_the_windows_that_hold_data(tmp_path, work):
+    """And tells so much of results that stand already."""
+    image = np.zeros((2, 300, 200), np.uint8)
+    image[:, 130:170, 20:60] = noise(40, 40)
+    scene = write_scene(tmp_path / "s.tif", image, nodata=0, tiled=True, blockxsize=16, blockysize=16, sparse_ok=True)
+    options = {"work": work, "out": [tmp_path / "m.tif"], "tile": 64, "margin": 8}
+    done = predict(scene, **options).data["scenes"][0]
+    (told,) = predict(scene, dry_run=True, **options).data["scenes"]
+    assert 0 < done["windows"] - done["skipped"] <= told["forward_passes"] < told["windows"] / 2
+    (turned,) = predict(scene, dry_run=True, tta="d4", **options).data["scenes"]
+    assert turned["forward_passes"] == 8 * told["forward_passes"]
 
 
 @pytest.mark.slow

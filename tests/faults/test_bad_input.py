@@ -81,6 +81,21 @@ def a_folder_without_rasters(world, folder):
     return predict(world, folder, folder=folder)
 
 
+@case("no scene in", "rename a scene")
+def a_scene_that_is_called_a_label(world, folder):
+    return predict(world, shutil.copy(world.scene, folder / "north_label.tif"), folder=folder)
+
+
+@case("backend", "'openvino' or 'auto'")
+def a_backend_that_there_is_not(world, folder):
+    return predict(world, world.scene, "--backend", "tensorrt", folder=folder)
+
+
+@case("threads", "less than or equal to 1024")
+def threads_that_no_machine_has(world, folder):
+    return predict(world, world.scene, "--threads", "20000", folder=folder)
+
+
 @case("cut.tif", "rows 0 to")
 def a_truncated_scene(world, folder):
     content = world.scene.read_bytes()

@@ -63,6 +63,7 @@ def ran(pool, work, retries=2):
 
     run = Run(pool, retries, finished, lambda job, error: failed.setdefault(job.name, error))
     run.finish(work)
+    assert run.deaths == pool.renewals or not pool.renewable
     return sorted(done), failed, run.retries
 
 

@@ -59,6 +59,17 @@ def processes_of(worker):
     return [*psutil.Process(worker.pid).children(recursive=True), psutil.Process(worker.pid)]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot read"), ("{", "cannot read"), ("{}", "no scheduler"), ("[]", "no scheduler")]
+)
+def test_a_file_that_names_no_scheduler_is_refused_at_once(case, tmp_path, content, message):
+    file = tmp_path / "scheduler.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        predict(case.scene, work=case.work, out=[tmp_path / "m.tif"], engine="dask", scheduler_file=file, **OPTIONS)
+
+
 def test_a_cluster_of_this_machine_makes_the_same_bytes(case, in_one_piece, folder):
     result = predict(case.scene, work=case.work, engine="dask", workers=2, shard_size=120, **case.products(folder), **OPTIONS)
     assert result.failures == ()

@@ -41,6 +41,24 @@ def test_without_a_name_the_map_stands_beside_its_shards(case, shards):
     assert (shards / "m.tif").read_bytes() == before
 
 
+def test_a_shard_that_is_named_twice_counts_once(shards, tmp_path):
+    merge([shards, shards / "m.1-of-3.tif"], out=[tmp_path / "m.tif"])
+    assert (tmp_path / "m.tif").exists()
+
+
+def test_a_shard_is_not_replaced_by_its_map(shards):
+    before = (shards / "m.1-of-3.tif").read_bytes()
+    with pytest.raises(OutputExistsError, match="one of the shards"):
+        merge(shards, out=[shards / "m.1-of-3.tif"], overwrite=True)
+    assert (shards / "m.1-of-3.tif").read_bytes() == before
+
+
+def test_a_name_that_promises_endless_shards_takes_no_memory(tmp_path):
+    (tmp_path / "m.2-of-99999999999.tif").touch()
+    with pytest.raises(MaskError, match=r"99999999998 of 99999999999 shards are missing: .*m\.1-of.*m\.9-of.*and 99999999990 more"):
+        merge(tmp_path)
+
+
 def test_shards_that_are_missing_are_named(shards):
     (shards / "m.2-of-3.tif").unlink()
     with pytest.raises(MaskError, match=r"1 of 3 shards are missing: .*m\.2-of-3\.tif") as caught:

@@ -1,10 +1,10 @@
 """A map made in shards, of any number and size and by any executor, is the map made in one piece, byte for byte."""
 
-import importlib
+import multiprocessing
 import os
 import pickle
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -139,6 +139,57 @@ def test_finished_shards_are_left_alone_and_foreign_ones_refused(case, folder):
     assert path.stat().st_mtime_ns > before
 
 
+def test_a_shard_of_several_scenes_leaves_out_the_bad_ones(case, folder):
+    folder.mkdir()
+    scenes = [write_raster(folder / f"s{number}.tif", holed(90, 100, seed=number)) for number in range(3)]
+    scenes[1].write_bytes(scenes[1].read_bytes()[:3000])
+    how = {"work": case.work, "out": [folder / "masks"], **OPTIONS}
+    result = predict(scenes, shard="1/2", **how)
+    assert [path.name for path in result.paths] == ["s0.1-of-2.tif", "s2.1-of-2.tif"]
+    (failure,) = result.failures
+    assert str(scenes[1]) in failure
+    with pytest.raises(SceneError):
+        predict(scenes[1], shard="1/2", **how)
+
+
+@pytest.mark.parametrize("how", [{"resume": True}, {"margin": 4}], ids=["resumed", "anew"])
+def test_shards_of_an_interrupted_run_go_when_the_map_is_made_without_workers(case, folder, monkeypatch, how):
+    from rsdistill.inference import scaling
+
+    usual = {"work": case.work, "out": [folder / "m.tif"], **OPTIONS}
+    monkeypatch.setattr(scaling, "put_together", lambda assembly: (_ for _ in ()).throw(SceneError("torn")))
+    assert predict(case.scene, shard_size=150, executor=Inline(), **usual).failures
+    monkeypatch.undo()
+    assert (folder / ".m.tif.shards").is_dir()
+    predict(case.scene, **usual | how)
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_shards_of_something_else_give_no_leave_to_replace_a_map(case, folder, monkeypatch):
+    from rsdistill.inference import scaling
+
+    how = {"work": case.work, "out": [folder / "m.tif"], **OPTIONS}
+    predict(case.scene, **how | {"margin": 4})
+    stood = (folder / "m.tif").read_bytes()
+    monkeypatch.setattr(scaling, "put_together", lambda assembly: (_ for _ in ()).throw(SceneError("torn")))
+    assert predict(case.scene, shard_size=150, executor=Inline(), overwrite=True, **how).failures
+    monkeypatch.undo()
+    with pytest.raises(OutputExistsError):
+        predict(case.scene, shard_size=150, executor=Inline(), resume=True, **how | {"margin": 2})
+    assert (folder / "m.tif").read_bytes() == stood
+
+
+def test_there_are_no_more_shards_than_windows(case, in_one_piece, folder, inline):
+    (told,) = predict(case.scene, work=case.work, executor=inline, shard_size=1, **case.products(folder), **OPTIONS).data["scenes"]
+    assert told["shards"] <= told["windows"]
+    assert case.bytes_in(folder) == in_one_piece["core"]
+
+
+def test_an_executor_that_forks_is_refused(case, folder):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool, pytest.raises(ConfigError, match="forked"):
+        predict(case.scene, work=case.work, out=[folder / "m.tif"], executor=pool, **OPTIONS)
+
+
 def test_a_shard_that_nothing_is_left_for_leaves_a_marker(case, folder):
     folder.mkdir()
     scene = write_raster(folder / "tiny.tif", holed(30, 30))
@@ -233,7 +284,7 @@ def test_what_another_run_finished_is_not_made_again(case, in_one_piece, folder,
 
 @pytest.mark.parametrize("place", ["while polygons are made", "before the run file", "before the shards go"])
 def test_a_run_that_ends_before_all_its_files_stand_is_gone_on_with(case, in_one_piece, folder, monkeypatch, place):
-    from rsdistill.inference import merging, scaling
+    from rsdistill.inference import merging, run_files
 
     real = shutil.rmtree
 
@@ -241,7 +292,7 @@ def test_a_run_that_ends_before_all_its_files_stand_is_gone_on_with(case, in_one
         raise KeyboardInterrupt
 
     def clear(path, **how):
-        return end() if any(path.glob("part.*")) else real(path, **how)
+        return end() if (path / "run.json").exists() else real(path, **how)
 
     how = {"work": case.work, "shard_size": 150, "executor": Inline(), **case.products(folder), **OPTIONS}
     with monkeypatch.context() as patched:
@@ -249,8 +300,7 @@ def test_a_run_that_ends_before_all_its_files_stand_is_gone_on_with(case, in_one
             patched.setattr(merging, "write_drawn", end)
             assert predict(case.scene, **how).failures
         else:
-            run_file = (importlib.import_module("rsdistill.commands.predict"), "_beside", end)
-            patched.setattr(*(run_file if place == "before the run file" else (scaling.shutil, "rmtree", clear)))
+            patched.setattr(*((run_files, "beside", end) if place == "before the run file" else (shutil, "rmtree", clear)))
             with pytest.raises(KeyboardInterrupt):
                 predict(case.scene, **how)
     assert (folder / "mask.tif").exists()
@@ -322,6 +372,7 @@ def test_the_shard_is_named_or_asked_of_the_array_job(text, variables, found):
         ("-1/8", {}),
         ("auto/8", {}),
         ("auto/8", {"JOB_COMPLETION_INDEX": "8"}),
+        ("1/1000000000000000000000", {}),
     ],
 )
 def test_what_is_no_shard_is_refused(text, variables):
@@ -370,6 +421,8 @@ def test_a_teacher_s_context_is_made_once_for_all_shards(folder, inline, monkeyp
     assert len(inline.calls) > 6
     assert made == [1]
     assert (folder / "a.tif").read_bytes() == (folder / "b.tif").read_bytes()
+    (foreign,) = predict(scene, out=[folder / "shards" / "c.tif"], shard="1/2", **how).paths
+    foreign.unlink()
     made.clear()
     for index in range(1, 4):
         predict(scene, out=[folder / "shards" / "c.tif"], shard=f"{index}/3", **how)
