@@ -85,7 +85,7 @@ def unseen() -> Sample:
 
 
 def test_ginet_reads_the_answer_far_away_and_believes_a_lie(unseen: Sample) -> None:
-    network = trained("ginet", 200)
+    network = trained("ginet", 120)
     assert accuracy(network, unseen) >= 0.95
     lie = unseen.context._replace(image=-unseen.context.image)
     assert accuracy(network, unseen._replace(context=lie)) <= 0.05
