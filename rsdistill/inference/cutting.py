@@ -43,12 +43,6 @@ def cut(plan: Plan, area: Window, blend: Blend, *, batch: int, count: int, holds
     return [_window(part, rows, cols) for part in _divided(costs, Window(0, 0, *costs.shape), np.array(rows), np.array(cols), count)]
 
 
-def most(plan: Plan, area: Window, blend: Blend, batch: int) -> int:
-    """Return the number of rectangles that ``area`` can be cut into."""
-    rows = _within(_row_cuts(plan, blend), area.row, area.stop[0])
-    return (len(rows) - 1) * (len(_within(_col_cuts(plan, blend, batch), area.col, area.stop[1])) - 1)
-
-
 def _row_cuts(plan: Plan, blend: Blend) -> list[int]:
     if blend == "core":
         return [stop for _, _, stop in plan.rows[:-1]]

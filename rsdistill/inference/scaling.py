@@ -174,11 +174,11 @@ class Scaling:
         return layout
 
     def _count(self, scene: Scene) -> int:
+        """Return how many shards a scene is cut into: never more than it has windows, for nothing would be left for the others."""
         share = ceil(SHARDS_A_WORKER * self._config.workers / self._scenes)
         windows = self._mapper.model.windows(self._mapper.config.tile, self._mapper.config.margin)
         grid = plan(scene.grid.height, scene.grid.width, windows.tile, windows.margin, self._mapper.model.stride)
-        most = len(grid.rows) * len(grid.cols)  # what is left for others is nothing
-        return min(most, max(ceil(scene.grid.height * scene.grid.width / self._config.shard_size**2), share))
+        return min(len(grid), max(ceil(scene.grid.height * scene.grid.width / self._config.shard_size**2), share))
 
     def _done(self, job: Job, made: Any) -> Iterable[Job]:
         """Count a shard, and put a scene together after its last; or take note of a scene that is finished."""
