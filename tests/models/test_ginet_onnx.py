@@ -45,24 +45,42 @@ def session(graph: nn.Module, inputs: tuple, dynamic_shapes: tuple) -> Callable[
     return lambda *arrays: served.run(None, dict(zip(names, arrays, strict=True)))
 
 
-def test_onnx_answers_as_torch_on_two_canvas_sizes(lively: Callable[..., GINet]) -> None:
-    network = lively("ginet-lite", encoder="test_resnet", dim=8, fusion=True)
-    of_scene, of_tile = ContextGraph(network), TileGraph(network)
-    image, valid = torch.randn(1, 3, 64, 96), torch.ones(1, 64, 96, dtype=torch.bool)
-    tile, box = torch.randn(2, 3, 128, 128), torch.tensor([[0.0, 0.0, 0.25, 0.25], [0.5, 0.7, 0.75, 1.0]])
-    with torch.no_grad():
-        *guidance, mask = of_scene(image, valid)
-    rows, cols, any_ = torch.export.Dim("rows", min=2, max=64), torch.export.Dim("cols", min=2, max=64), torch.export.Dim.DYNAMIC
-    sides = {2: any_, 3: any_}
-    run_scene = session(of_scene, (image, valid), ({2: 32 * rows, 3: 32 * cols}, {1: 32 * rows, 2: 32 * cols}))
-    run_tile = session(of_tile, (tile, box, tuple(guidance), mask), ({0: any_}, {0: any_}, (sides,) * len(guidance), sides))
-    for height, width in ((64, 96), (160, 128)):
-        image, valid = torch.randn(1, 3, height, width), torch.rand(1, height, width) < 0.8
-        maps = run_scene(image.numpy(), valid.numpy())
+@pytest.fixture
+def network(lively: Callable[..., GINet]) -> GINet:
+    return lively("ginet-lite", encoder="test_resnet", dim=8, fusion=True)
+
+
+ROWS, COLS, ANY = torch.export.Dim("rows", min=2, max=64), torch.export.Dim("cols", min=2, max=64), torch.export.Dim.DYNAMIC
+SIZES = (64, 96), (160, 128)
+
+
+def drawn(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return a context and its validity."""
+    return torch.randn(1, 3, height, width), torch.rand(1, height, width) < 0.8
+
+
+@pytest.mark.slow
+def test_the_scene_s_graph_answers_as_torch_on_two_canvas_sizes(network: GINet) -> None:
+    graph = ContextGraph(network)
+    run = session(graph, drawn(*SIZES[0]), ({2: 32 * ROWS, 3: 32 * COLS}, {1: 32 * ROWS, 2: 32 * COLS}))
+    for size in SIZES:
+        given = drawn(*size)
         with torch.no_grad():
-            *guidance, mask = of_scene(image, valid)
-            expected = of_tile(tile, box, tuple(guidance), mask)
-        for found, right in zip(maps, (*guidance, mask), strict=True):
+            expected = graph(*given)
+        for found, right in zip(run(*(one.numpy() for one in given)), expected, strict=True):
             assert np.abs(found - right.numpy()).max() < 1e-4
-        (answer,) = run_tile(tile.numpy(), box.numpy(), *maps)
+
+
+def test_the_tile_s_graph_answers_as_torch_on_two_canvas_sizes(network: GINet) -> None:
+    of_scene, of_tile = ContextGraph(network), TileGraph(network)
+    tile, box = torch.randn(2, 3, 128, 128), torch.tensor([[0.0, 0.0, 0.25, 0.25], [0.5, 0.7, 0.75, 1.0]])
+    sides = {2: ANY, 3: ANY}
+    with torch.no_grad():
+        canvases = [of_scene(*drawn(*size)) for size in SIZES]
+    *guidance, mask = canvases[0]
+    run = session(of_tile, (tile, box, tuple(guidance), mask), ({0: ANY}, {0: ANY}, (sides,) * len(guidance), sides))
+    for *guidance, mask in canvases:
+        with torch.no_grad():
+            expected = of_tile(tile, box, tuple(guidance), mask)
+        (answer,) = run(*(one.numpy() for one in (tile, box, *guidance, mask)))
         assert np.abs(answer - expected.numpy()).max() < 1e-4 * float(expected.std())
