@@ -19,7 +19,7 @@ from rsdistill.outputs.masks import read_mask
 from rsdistill.outputs.measuring import Measure
 from rsdistill.outputs.regions import Strip
 from rsdistill.outputs.sieving import sieve
-from rsdistill.outputs.simplifying import simplify_coverage
+from rsdistill.outputs.simplifying import Corners, simplify_coverage, with_all_nodes
 from rsdistill.outputs.stitching import Polygons, whole_polygons
 from rsdistill.outputs.styles import CLASS_FIELD, add_layer_style, class_style
 from rsdistill.outputs.vectors import DRIVERS, Columns, write_vectors
@@ -48,7 +48,8 @@ def write_polygons(
 
     Args:
         mask: label raster of class ids.
-        path: file to make; its suffix (.gpkg, .fgb, .geojson, .parquet) picks the format. GeoJSON is in longitude and latitude.
+        path: file to make; its suffix (.gpkg, .fgb, .geojson, .parquet) picks the format. GeoJSON is in longitude and latitude: for
+            its polygons to share every vertex, the mask is read twice.
         table: the mask's classes.
         min_area: smaller regions go to the neighbour with which they share the longest border; m², or pixels where no CRS is known.
         simplify: side of the details that go from outlines, each border once, in metres (or pixels); all polygons are then in memory.
@@ -72,6 +73,8 @@ def write_polygons(
         polygons = whole_polygons(strips())
         if simplify:
             polygons = simplify_coverage(polygons, simplify / measure.pixel_area**0.5)
+        elif path.suffix == ".geojson" and labels.grid.crs is not None:
+            polygons = noded(polygons, Corners.of(some.shapes for some in whole_polygons(strips())))
         if aoi is not None:
             polygons = clip(polygons, measure.to_pixels(np.array([aoi], object))[0])
         with atomic(path) as made:
@@ -148,6 +151,12 @@ def read_shares(scene: Scene, window: Window) -> NDArray[np.float32]:
     """Read figures between 0 and 1: (h, w), NaN where there is none."""
     values, valid = scene.read(window, [1])
     return np.where(valid, values[0], np.float32(np.nan)).astype(np.float32)
+
+
+def noded(polygons: Iterable[Polygons], corners: Corners) -> Iterator[Polygons]:
+    """Yield the polygons with every corner of another that lies on their edges: what is straight in one projection is not in another."""
+    for some in polygons:
+        yield some._replace(shapes=with_all_nodes(some.shapes, corners))
 
 
 def clip(polygons: Iterable[Polygons], area: shapely.Geometry) -> Iterator[Polygons]:

@@ -147,6 +147,24 @@ def test_other_formats_have_their_style_beside_them_and_nothing_else(tmp_path: P
     assert "Wäldchen" in (tmp_path / "out" / "land.qml").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("simplify", [None, 30])
+def test_in_longitude_and_latitude_neighbours_still_share_their_borders(tmp_path: Path, monkeypatch, simplify: float | None) -> None:
+    """A straight line in one projection is none in another: where others end on it, it needs corners too, however the mask is read."""
+    index = np.zeros((600, 900), np.uint8)
+    index[300:] = 1 + np.arange(900) // 90 % 2
+    index[320:330, 90:95] = 0
+    mask = write_mask(tmp_path / "mask.tif", index, transform=Affine(1000, 0, 200_000, 0, -1000, 6_000_000))
+    for pixels in (1 << 22, 900 * 128):
+        monkeypatch.setattr(module, "STRIP_PIXELS", pixels)
+        write_polygons(mask, tmp_path / "mask.geojson", TABLE, simplify=simplify)
+        found = read(tmp_path / "mask.geojson").geometry.to_numpy()
+        assert len(found) == 12
+        assert shapely.coverage_is_valid(found)
+        whole = shapely.union_all(found)
+        assert shapely.area(found).sum() == pytest.approx(whole.area, rel=1e-12)
+        assert (whole.geom_type, len(whole.interiors)) == ("Polygon", 0)
+
+
 def test_geojson_keeps_the_standard(tmp_path: Path) -> None:
     write_polygons(write_mask(tmp_path / "mask.tif", lumps()), tmp_path / "mask.geojson", TABLE)
     content = json.loads((tmp_path / "mask.geojson").read_text(encoding="utf-8"))
