@@ -24,8 +24,8 @@ class MergeConfig(RunConfig):
     )
     confidence: Path | None = Field(None, description="Raster of the label's probability to write as well (.tif).")
     probabilities: Path | None = Field(None, description="Raster of all classes' probabilities to write as well (.tif).")
-    min_area: float | None = Field(None, ge=0, description="As in predict (default: what the shards were made with).")
-    simplify: float | None = Field(None, ge=0, description="As in predict (default: what the shards were made with).")
+    min_area: float | None = Field(None, ge=0, allow_inf_nan=False, description="As in predict (default: what the shards were made with).")
+    simplify: float | None = Field(None, ge=0, allow_inf_nan=False, description="As in predict (default: what the shards were made with).")
     compress: Literal["deflate", "zstd", "lzw", "lzma", "none"] | None = Field(
         None, description="Compression of rasters (default: what the shards were made with)."
     )

@@ -32,9 +32,14 @@ class PredictConfig(ScaleConfig):
     confidence: Path | None = Field(None, description="Raster of the label's probability to write as well (.tif).")
     probabilities: Path | None = Field(None, description="Raster of all classes' probabilities to write as well (.tif).")
     pixel_size: float | None = Field(None, gt=0, description="Resample scenes to this pixel size, in units of their CRS, and map that.")
-    min_area: float = Field(0.0, ge=0, description="Polygons below this area (square metres, or square units) join a neighbour.")
+    min_area: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Polygons below this area (square metres, or square units) join a neighbour."
+    )
     simplify: float = Field(
-        0.0, ge=0, description="Tolerance of simplified polygon outlines in metres (in pixels without a CRS); no gaps open."
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Tolerance of simplified polygon outlines in metres (in pixels without a CRS); no gaps open.",
     )
     compress: Literal["deflate", "zstd", "lzw", "lzma", "none"] = Field("deflate", description="Compression of rasters.")
     co: dict[str, str] = Field({}, description="Further creation option of the COG driver, KEY=VALUE (repeat for more).")

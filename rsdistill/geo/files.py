@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rsdistill.errors import DiskError, OutputExistsError
+from rsdistill.errors import ConfigError, DiskError, OutputExistsError
 
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _MAX_NAME_BYTES = 255
+_ROOM = 16
+"""Bytes that others add to a name, of temporary files and of those beside a result."""
 _STALE_SIDECARS = (".ovr", ".msk")
 
 
@@ -26,8 +28,11 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
     Raises:
         OutputExistsError: a file stands there without ``overwrite``; a folder or a device stands there in any case.
+        ConfigError: a name leaves no room for those of the files beside it.
     """
     for path in paths:
+        if len(os.fsencode(path.name)) > _MAX_NAME_BYTES - _ROOM:
+            raise ConfigError(f"{path} is too long a name", hint=f"use one of {_MAX_NAME_BYTES - _ROOM} bytes at most")
         if path.is_dir():
             raise OutputExistsError(f"{path} is a folder", hint="name a file")
         if path.exists() and not path.is_file():
@@ -128,6 +133,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def hidden(path: Path, ending: str) -> Path:
+    """Return a hidden name beside ``path`` that tells whose it is, or a number in place of a name that leaves no room for it."""
+    name = f".{path.name}{ending}"
+    return path.with_name(name if len(os.fsencode(name)) <= _MAX_NAME_BYTES else f".{zlib.crc32(os.fsencode(path.name)):08x}{ending}")
+
+
 def missing_parents(path: Path) -> list[Path]:
     """The folders above ``path`` that are not there, the nearest first."""
     return [parent for parent in path.parents if not parent.exists()]
@@ -165,7 +176,7 @@ def _flush(path: Path) -> None:
 def _partial(target: Path) -> Path:
     """The hidden name that ``target`` is written under; it tells host and process, so that a dead run's file is known as such."""
     name = f".{target.stem}.{_HOST}-{os.getpid()}.part{target.suffix}"
-    if len(os.fsencode(name)) > _MAX_NAME_BYTES or not re.fullmatch(r"[\w .-]+", name):  # signs that a library may take for its own
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES - _ROOM or not re.fullmatch(r"[\w .-]+", name):  # signs that a library may take for its own
         digest = zlib.crc32(os.fsencode(target.stem))
         name = f".{digest:08x}.{_HOST}-{os.getpid()}.part{target.suffix}"
     return target.with_name(name)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rsdistill.errors import DiskError, LockError
-from rsdistill.geo.files import missing_parents, remove_empty
+from rsdistill.geo.files import hidden, missing_parents, remove_empty
 
 if sys.platform != "win32":  # which has no such lock: there, two runs on one output are the person's to avoid
     import fcntl
@@ -29,7 +29,7 @@ def locked(result: Path) -> Iterator[None]:
         DiskError: the file cannot be written.
     """
     target = result.resolve()
-    path, made = target.with_name(f".{target.name}.lock"), missing_parents(target)
+    path, made = hidden(target, ".lock"), missing_parents(target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _take(path, target)

@@ -14,6 +14,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from rsdistill.errors import DiskError, InputError
+from rsdistill.geo.files import hidden
 from rsdistill.geo.locking import locked
 from rsdistill.inference.blending import Strip
 from rsdistill.inference.scores import Floats
@@ -138,12 +139,12 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 def journal_of(result: Path) -> Path:
     """Return where the journal of ``result`` stands while there is one."""
-    return result.with_name(f".{result.name}.journal")
+    return hidden(result, ".journal")
 
 
 def shards_of(result: Path) -> Path:
     """Return the folder in which a run on workers keeps its shards of ``result`` until that is whole."""
-    return result.with_name(f".{result.name}.shards")
+    return hidden(result, ".shards")
 
 
 STATE = "run.json"

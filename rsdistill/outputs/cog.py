@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -30,7 +30,7 @@ BLOCK = 512
 """Side of the blocks, and rows that are read or written at once."""
 
 FREE_OPTIONS = {
-    "LEVEL": r"\d{1,2}",
+    "LEVEL": r"[1-9]|1\d|2[0-2]",
     "PREDICTOR": "YES|NO|STANDARD|FLOATING_POINT",
     "BLOCKSIZE": "64|128|256|512|1024|2048|4096",
     "BIGTIFF": "YES|NO|IF_NEEDED|IF_SAFER",
@@ -84,7 +84,9 @@ def check_options(options: Mapping[str, str]) -> dict[str, str]:
     checked = {key.upper(): value.upper() for key, value in options.items()}
     for key, value in checked.items():
         if key not in FREE_OPTIONS:
-            hint = f"--compress {checked[key].lower()} says that" if key == "COMPRESS" else "free are " + ", ".join(FREE_OPTIONS)
+            hint = (
+                f"--compress says that: {', '.join(get_args(Compression))}" if key == "COMPRESS" else "free are " + ", ".join(FREE_OPTIONS)
+            )
             raise ConfigError(f"creation option {key} cannot be given", hint=hint)
         if not re.fullmatch(FREE_OPTIONS[key], value):
             raise ConfigError(f"creation option {key} cannot be '{value}'", hint=f"possible is {FREE_OPTIONS[key]}")

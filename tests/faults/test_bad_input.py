@@ -317,6 +317,26 @@ def an_output_name_that_is_too_long(world, folder):
     return predict(world, world.scene, out="n" * 300 + ".tif", folder=folder)
 
 
+@case("is too long a name", "239 bytes")
+def an_output_name_that_leaves_no_room_for_those_beside_it(world, folder):
+    return predict(world, world.scene, out="n" * 240 + ".tif", folder=folder)
+
+
+@case("COMPRESS cannot be given", "--compress says that: deflate")
+def a_creation_option_that_has_a_flag(world, folder):
+    return predict(world, world.scene, "--co", "COMPRESS=JPEG", folder=folder)
+
+
+@case("LEVEL cannot be '99'")
+def a_creation_option_out_of_range(world, folder):
+    return predict(world, world.scene, "--co", "LEVEL=99", folder=folder)
+
+
+@case("min_area: Input should be a finite number")
+def a_least_area_without_end(world, folder):
+    return predict(world, world.scene, "--min-area", "inf", folder=folder)
+
+
 @case("BLOCKSIZE cannot be 'ABC'", "64|128")
 def a_creation_option_that_would_exhaust_memory(world, folder):
     return predict(world, world.scene, "--co", "BLOCKSIZE=abc", folder=folder)

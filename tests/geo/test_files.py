@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rsdistill.errors import DiskError, OutputExistsError
-from rsdistill.geo.files import _partial, atomic, atomic_folder, refuse_existing, refuse_existing_folder
+from rsdistill.errors import ConfigError, DiskError, OutputExistsError
+from rsdistill.geo.files import _partial, atomic, atomic_folder, hidden, refuse_existing, refuse_existing_folder
 from rsdistill.geo.locking import locked
 
 
@@ -76,6 +76,20 @@ def test_a_long_name_still_fits(tmp_path: Path):
     with atomic(path) as partial:
         partial.write_text("x")
     assert path.read_text() == "x"
+
+
+@pytest.mark.parametrize("length", [1, 200, 228, 233, 239])
+def test_hidden_names_leave_room_for_what_others_add(tmp_path: Path, length: int):
+    path = tmp_path / ("o" * length)
+    refuse_existing([path], overwrite=False)
+    with atomic(path) as partial:
+        for one in (path, partial):
+            one.with_name(one.name + ".aux.xml").touch()
+        hidden(path, ".journal").touch()
+        partial.write_text("x")
+    assert hidden(path, ".journal") != hidden(tmp_path / ("p" * length), ".journal")
+    with pytest.raises(ConfigError, match="too long a name"):
+        refuse_existing([tmp_path / ("o" * 240)], overwrite=True)
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path):
