@@ -7,8 +7,11 @@ from rsdistill.errors import ConfigError, OutputExistsError, nearest
 from rsdistill.geo.files import refuse_existing
 from rsdistill.inference.products import Products
 from rsdistill.outputs import WRITERS
+from rsdistill.outputs.styles import own_style
 
 RASTERS = (".tif", ".tiff")
+STYLED = (*RASTERS, ".fgb", ".geojson", ".parquet")
+"""Results that have a style in a file beside them."""
 
 
 def name_products(
@@ -32,7 +35,8 @@ def name_products(
 
     Raises:
         ConfigError: a suffix that no writer takes, or one name for two results.
-        OutputExistsError: a result exists without ``overwrite``, or would replace a scene.
+        OutputExistsError: a result exists without ``overwrite``, or somebody's file where a style or a run file goes; or a result would
+            replace a scene.
     """
     several = len(scenes) > 1
     named = {}
@@ -46,6 +50,8 @@ def name_products(
     for scene, products in named.items():
         for path in products.paths:
             _refuse_source(path, scenes)
+        if not overwrite:
+            _refuse_foreign(products.paths)
         refuse_existing(products.paths, overwrite or (may_stand is not None and may_stand(scene, products)))
     return named
 
@@ -63,6 +69,16 @@ def _place(out: Path, scene: Path, several: bool, suffixes: Collection[str], end
     if path.suffix.lower() not in suffixes:
         raise ConfigError(f"no writer for '{path.suffix}' ({path}){nearest(path.suffix, suffixes)}", hint="use " + " ".join(suffixes))
     return path
+
+
+def _refuse_foreign(paths: Sequence[Path]) -> None:
+    """Refuse to write a style or a run file over one that is not ours."""
+    for path in paths:
+        style, run = path.with_suffix(".qml"), path.with_name(f"{path.stem}.run.toml")
+        foreign = [style] if path.suffix.lower() in STYLED and style.exists() and not own_style(style) else []
+        foreign += [run] if run.exists() and not run.read_bytes().startswith(b"command = ") else []
+        if foreign:
+            raise OutputExistsError(f"{foreign[0]} is not ours", hint="give --overwrite to replace it, or the result another name")
 
 
 def _refuse_twice(named: dict[Path, Products]) -> None:

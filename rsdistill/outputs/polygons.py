@@ -21,7 +21,7 @@ from rsdistill.outputs.regions import Strip
 from rsdistill.outputs.sieving import sieve
 from rsdistill.outputs.simplifying import Corners, simplify_coverage, with_all_nodes
 from rsdistill.outputs.stitching import Polygons, whole_polygons
-from rsdistill.outputs.styles import CLASS_FIELD, add_layer_style, class_style
+from rsdistill.outputs.styles import CLASS_FIELD, add_layer_style, categories, class_style, own_style, qml
 from rsdistill.outputs.vectors import DRIVERS, Columns, write_vectors
 from rsdistill.outputs.wkb import Wkb, to_wkb
 
@@ -113,10 +113,13 @@ def restyle_polygons(path: Path, table: ClassTable, *, layer: str | None = None)
 
 
 def _write_style(path: Path, table: ClassTable) -> None:
+    """Write the style beside polygons: that of a mask too where one of this name has its style there, and else of nothing but them."""
     if path.suffix == ".gpkg":  # holds its own
         return
-    with atomic(path.with_suffix(".qml")) as made:
-        made.write_text(class_style(table), encoding="utf-8")
+    beside = path.with_suffix(".qml")
+    of_mask = "rasterrenderer" in own_style(beside)
+    with atomic(beside) as made:
+        made.write_text(qml(categories(table) if of_mask else (), categories(table)), encoding="utf-8")
 
 
 def read_strips(mask: Scene, table: ClassTable, confidence: Path | None = None) -> Iterator[Strip]:

@@ -13,6 +13,8 @@ from rsdistill.geo.classes import ClassTable
 QGIS_VERSION = "3.22.0"
 """Oldest QGIS that the styles are written for."""
 
+_ROOT = f'<qgis version="{QGIS_VERSION}" styleCategories="Symbology">'
+
 CLASS_FIELD = "class_id"
 """Attribute that the polygons' style looks at."""
 
@@ -41,7 +43,7 @@ def qml(raster: Sequence[Category] = (), vector: Sequence[Category] = (), *, fie
     It may hold a paletted renderer for a raster and a categorised renderer for polygons at once: QGIS looks up the one that fits the
     layer, so that ``mask.qml`` serves both ``mask.tif`` and ``mask.fgb``.
     """
-    root = ET.Element("qgis", version=QGIS_VERSION, styleCategories="Symbology")
+    root = ET.Element("qgis", version=QGIS_VERSION, styleCategories="Symbology")  # as _ROOT says
     if raster:
         _paletted(ET.SubElement(root, "pipe"), raster)
     if vector:
@@ -54,6 +56,15 @@ def qml(raster: Sequence[Category] = (), vector: Sequence[Category] = (), *, fie
 def class_style(table: ClassTable) -> str:
     """Return the QGIS style of a class table's masks and polygons."""
     return qml(categories(table), categories(table))
+
+
+def own_style(path: Path) -> str:
+    """Return the text of the style in a ``.qml`` file that :func:`qml` made; empty for none, and for one that a person saved in QGIS."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return text if _ROOT in text else ""
 
 
 def _paletted(pipe: ET.Element, entries: Sequence[Category]) -> None:

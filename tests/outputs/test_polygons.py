@@ -147,6 +147,16 @@ def test_other_formats_have_their_style_beside_them_and_nothing_else(tmp_path: P
     assert "Wäldchen" in (tmp_path / "out" / "land.qml").read_text(encoding="utf-8")
 
 
+def test_the_style_of_polygons_alone_says_nothing_of_rasters(tmp_path: Path) -> None:
+    """A scene of their name would be drawn as a mask; the mask of their name keeps its colours."""
+    mask = write_mask(tmp_path / "mask.tif", lumps())
+    write_polygons(mask, tmp_path / "scene.fgb", TABLE)
+    write_polygons(mask, tmp_path / "mask.fgb", TABLE)
+    assert "rasterrenderer" not in (tmp_path / "scene.qml").read_text()
+    assert "rasterrenderer" in (tmp_path / "mask.qml").read_text()
+    assert all("renderer-v2" in (tmp_path / f"{name}.qml").read_text() for name in ("scene", "mask"))
+
+
 @pytest.mark.parametrize("simplify", [None, 30])
 def test_in_longitude_and_latitude_neighbours_still_share_their_borders(tmp_path: Path, monkeypatch, simplify: float | None) -> None:
     """A straight line in one projection is none in another: where others end on it, it needs corners too, however the mask is read."""
