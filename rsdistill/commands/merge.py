@@ -35,7 +35,7 @@ def merge(shards: Any, *, progress: Progress = SILENT, **options: Any) -> Result
     """Put the shards of predict --shard together: rasters without a trace of the cuts, polygons whole across them.
 
     Shards that are missing, or belong to another run, are named and nothing is written. The shards stay where they are. The result is
-    what predict would have written in one piece, byte for byte.
+    what predict would have written in one piece, byte for byte but for the time stamps inside a GeoPackage.
     """
     config = MergeConfig.of(shards=(shards,) if isinstance(shards, str | Path) else shards, **options)
     from rsdistill.inference.merging import find_shards

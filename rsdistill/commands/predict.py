@@ -1,6 +1,6 @@
 """``predict``: scenes and a model in, georeferenced masks, polygons and pictures out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -109,7 +109,7 @@ def predict(scenes: Any, *, progress: Progress = SILENT, executor: Executor | No
 def _made(named: dict[Path, "Products"], mapper: "Mapper", config: PredictConfig, executor: Executor | None) -> Result:
     """Map scenes in the way that was asked for."""
     if config.dry_run:
-        return _rehearse(named, mapper)
+        return _rehearse(named, mapper, config.shard)
     if config.shard is not None:
         return _map_shards(named, mapper, config, config.shard)
     if config.scaled or executor is not None:
@@ -248,14 +248,19 @@ def _map_shards(named: dict[Path, "Products"], mapper: "Mapper", config: Predict
     return Result(tuple(path for path, _ in made), data, failures=tuple(failures))
 
 
-def _rehearse(named: dict[Path, "Products"], mapper: "Mapper") -> Result:
-    """Return what mapping each scene would take."""
-    from rsdistill.inference.estimate import estimate
+def _rehearse(named: dict[Path, "Products"], mapper: "Mapper", shard: str | None) -> Result:
+    """Return what mapping each scene, or one shard of each, would take."""
+    from rsdistill.inference.array_jobs import parse_shard
+    from rsdistill.inference.estimate import Estimate, estimate, estimate_shard
 
+    how: Callable[..., Estimate] = estimate
+    if shard:
+        index, count = parse_shard(shard)
+        how = partial(estimate_shard, index=index, count=count)
     rows, data = [], []
     for path, products in named.items():
         with mapper.open(path) as scene:
-            one = estimate(mapper, scene, _wanted(products))
+            one = how(mapper, scene, _wanted(products))
         data.append({"scene": str(path), "paths": [str(product) for product in products.paths], **vars(one)})
         sizes = (f"{one.memory_bytes / 1e6:.0f} MB", f"{one.disk_bytes / 1e6:.0f} MB", f"{one.seconds:.0f} s")
         rows.append((path.name, f"{one.windows}", f"{one.forward_passes}", f"{one.overlap_factor:.2f}", *sizes))

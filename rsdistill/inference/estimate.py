@@ -5,12 +5,12 @@ from time import perf_counter
 
 from rsdistill.geo.occupancy import Occupancy
 from rsdistill.geo.scenes import Scene
-from rsdistill.geo.windows import plan
+from rsdistill.geo.windows import Window, plan
 from rsdistill.inference.blending import Wanted
 from rsdistill.inference.engine import Job, padded
 from rsdistill.inference.mapping import Mapper
 from rsdistill.inference.memory import engine_bytes
-from rsdistill.inference.sharding import holds_data
+from rsdistill.inference.sharding import holds_data, lay_out
 
 HOLES = 1.4
 """Of a heap that keeps what is freed, as it does without --max-memory: arrays of many sizes that come and go leave room between them."""
@@ -33,19 +33,19 @@ class Estimate:
     """In the network, on this machine as busy as it is now."""
 
 
-def estimate(mapper: Mapper, scene: Scene, wanted: Wanted) -> Estimate:
-    """Return what mapping ``scene`` will take; two windows of it are run.
+def estimate(mapper: Mapper, scene: Scene, wanted: Wanted, part: Window | None = None) -> Estimate:
+    """Return what mapping ``scene``, or a ``part`` of what is to be mapped of it, will take; two windows of it are run.
 
     Raises:
         ConfigError: an option does not fit the model or the scene.
     """
     config, bands, windows = mapper.config, mapper.bands(scene), mapper.model.windows(mapper.config.tile, mapper.config.margin)
-    area = mapper.area(scene, mapper.interest(scene))
+    area = part or mapper.area(scene, mapper.interest(scene))
     job = Job.of(plan(scene.grid.height, scene.grid.width, windows.tile, windows.margin, mapper.model.stride), area, config.blend)
     height, width = job.plan.tile
     needed = engine_bytes(scene, job, bands, len(mapper.table), config.blend, wanted, mapper.batch)
     planes = 1 + wanted.confidence + len(mapper.table) * wanted.probabilities
-    frame, busy = mapper.frame(scene), _busy(mapper, scene, job)
+    frame, busy = part or mapper.frame(scene), _busy(mapper, scene, job)
     return Estimate(
         windows=len(job),
         forward_passes=busy * (8 if config.tta == "d4" else 1),
@@ -76,3 +76,13 @@ def _seconds(mapper: Mapper, scene: Scene, job: Job, busy: int) -> float:
         backend.labels(image[None], valid[None], [read])
         times.append(perf_counter() - start)
     return times[0] + max(0, busy - 1) * times[1]
+
+
+def estimate_shard(mapper: Mapper, scene: Scene, wanted: Wanted, index: int, count: int) -> Estimate:
+    """Return what shard ``index`` (from 1) of ``count`` of the map of ``scene`` will take.
+
+    Raises:
+        ConfigError: an option does not fit the model or the scene.
+    """
+    part = lay_out(mapper, scene, wanted, count, {}).windows[index - 1]
+    return estimate(mapper, scene, wanted, part) if part else Estimate(0, 0, 1.0, 0, 0, 0.0)

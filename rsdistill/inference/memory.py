@@ -1,6 +1,7 @@
 """What mapping a scene takes in memory, known before it starts: rows, strips, writers, and what a network holds at its fullest."""
 
 from collections.abc import Callable, Sequence
+from math import ceil
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def fitting(limit: int, windows: Windows, stride: int, needed: Callable[[int], i
     while (bytes_ := needed(side)) > limit:
         smaller = side // 2 // stride * stride
         if smaller < least:
-            message = f"windows of {side} pixels need {bytes_ / 1e6:.0f} MB, --max-memory allows {limit / 1e6:.0f}"
+            message = f"windows of {side} pixels need {ceil(bytes_ / 1e6)} MB, --max-memory allows {limit / 1e6:.0f}"
             raise MemoryLimitError(message, hint="allow more, or map the scene in shards")
         side = smaller
     return Windows(side, windows.margin)

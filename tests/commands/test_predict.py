@@ -702,6 +702,20 @@ def test_a_rehearsal_counts_the_windows_that_hold_data(tmp_path, work):
     assert turned["forward_passes"] == 8 * told["forward_passes"]
 
 
+def test_a_rehearsal_of_shards_tells_what_each_would_take(tmp_path, work):
+    options = {"work": work, "out": [tmp_path / "m.tif"], "tile": 64, "margin": 8}
+    scene = write_scene(tmp_path / "s.tif", noise(300, 200))
+    (whole,) = predict(scene, dry_run=True, **options).data["scenes"]
+    shards = [predict(scene, dry_run=True, shard=f"{index}/3", **options).data["scenes"][0] for index in (1, 2, 3)]
+    for name in ("windows", "forward_passes"):
+        assert sum(told[name] for told in shards) == whole[name]
+    assert all(0 < told["windows"] < whole["windows"] and told["disk_bytes"] < whole["disk_bytes"] for told in shards)
+    one = write_scene(tmp_path / "one.tif", noise(30, 30))
+    (nothing,) = predict(one, dry_run=True, shard="2/2", **options).data["scenes"]
+    assert (nothing["windows"], nothing["seconds"]) == (0, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"s.tif", "one.tif", "work"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_sparse_scene_of_two_gigapixels_takes_the_memory_of_a_low_one(tmp_path, work):

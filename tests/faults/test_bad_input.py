@@ -324,14 +324,12 @@ def an_output_name_that_leaves_no_room_for_those_beside_it(world, folder):
 
 @case("m.qml is not ours", "--overwrite")
 def a_style_of_ones_own_in_the_way(world, folder):
-    folder.mkdir(exist_ok=True)
     (folder / "m.qml").write_text('<qgis version="3.34.1-Prizren" styleCategories="AllStyleCategories"/>')
     return predict(world, world.scene, out="m.fgb", folder=folder)
 
 
 @case("m.run.toml is not ours", "--overwrite")
 def a_file_in_the_place_of_the_run_file(world, folder):
-    folder.mkdir(exist_ok=True)
     (folder / "m.run.toml").write_text("mine = true")
     return predict(world, world.scene, out="m.tif", folder=folder)
 
