@@ -49,7 +49,7 @@ def write_polygons(
     Args:
         mask: label raster of class ids.
         path: file to make; its suffix (.gpkg, .fgb, .geojson, .parquet) picks the format. GeoJSON is in longitude and latitude: for
-            its polygons to share every vertex, the mask is read twice.
+            its polygons to share every vertex, the mask is read twice and the places of all corners are held.
         table: the mask's classes.
         min_area: smaller regions go to the neighbour with which they share the longest border; m², or pixels where no CRS is known.
         simplify: side of the details that go from outlines, each border once, in metres (or pixels); all polygons are then in memory.
