@@ -58,6 +58,8 @@ def name_products(
 
 def _place(out: Path, scene: Path, several: bool, suffixes: Collection[str], ending: str = "") -> Path:
     """Return the file that ``out`` means for ``scene``."""
+    if out.name.lower() in WRITERS:
+        raise ConfigError(f"{out} is a suffix without a name", hint=f"for example {out.with_name('mask' + out.name)}")
     if "{stem}" in str(out):
         path = Path(str(out).replace("{stem}", scene.stem))
     elif out.is_dir() or not out.suffix:

@@ -312,6 +312,11 @@ def an_unknown_output_format(world, folder):
     return predict(world, world.scene, out="m.xyz", folder=folder)
 
 
+@case(".tif is a suffix without a name", "mask.tif")
+def an_output_that_is_a_suffix_alone(world, folder):
+    return predict(world, world.scene, out=".tif", folder=folder)
+
+
 @case("is too long", "nnn")
 def an_output_name_that_is_too_long(world, folder):
     return predict(world, world.scene, out="n" * 300 + ".tif", folder=folder)
