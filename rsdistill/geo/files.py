@@ -15,7 +15,9 @@ from rsdistill.errors import ConfigError, DiskError, OutputExistsError
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _MAX_NAME_BYTES = 255
 _ROOM = 16
-"""Bytes that others add to a name, of temporary files and of those beside a result."""
+"""Bytes that others add to the name of a temporary file."""
+_MAX_RESULT_BYTES = _MAX_NAME_BYTES - len(".aux.xml")
+"""Of a result's name, so that those of the files beside it fit."""
 _STALE_SIDECARS = (".ovr", ".msk")
 
 
@@ -31,8 +33,8 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
         ConfigError: a name leaves no room for those of the files beside it.
     """
     for path in paths:
-        if len(os.fsencode(path.name)) > _MAX_NAME_BYTES - _ROOM:
-            raise ConfigError(f"{path} is too long a name", hint=f"use one of {_MAX_NAME_BYTES - _ROOM} bytes at most")
+        if len(os.fsencode(path.name)) > _MAX_RESULT_BYTES:
+            raise ConfigError(f"{path} is too long a name", hint=f"use one of {_MAX_RESULT_BYTES} bytes at most")
         if path.is_dir():
             raise OutputExistsError(f"{path} is a folder", hint="name a file")
         if path.exists() and not path.is_file():

@@ -77,8 +77,8 @@ def _refuse_foreign(paths: Sequence[Path]) -> None:
     """Refuse to write a style or a run file over one that is not ours."""
     for path in paths:
         style, run = path.with_suffix(".qml"), path.with_name(f"{path.stem}.run.toml")
-        foreign = [style] if path.suffix.lower() in STYLED and style.exists() and not own_style(style) else []
-        foreign += [run] if run.exists() and not run.read_bytes().startswith(b"command = ") else []
+        foreign = [style] if path.suffix.lower() in STYLED and style.is_file() and not own_style(style) else []
+        foreign += [run] if run.is_file() and not run.read_bytes().startswith(b"command = ") else []
         if foreign:
             raise OutputExistsError(f"{foreign[0]} is not ours", hint="give --overwrite to replace it, or the result another name")
 

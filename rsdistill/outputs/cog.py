@@ -84,9 +84,11 @@ def check_options(options: Mapping[str, str]) -> dict[str, str]:
     checked = {key.upper(): value.upper() for key, value in options.items()}
     for key, value in checked.items():
         if key not in FREE_OPTIONS:
-            hint = (
-                f"--compress says that: {', '.join(get_args(Compression))}" if key == "COMPRESS" else "free are " + ", ".join(FREE_OPTIONS)
-            )
+            hint = "free are " + ", ".join(FREE_OPTIONS)
+            if key == "COMPRESS":
+                hint = (
+                    f"--compress {value.lower() if value.lower() in get_args(Compression) else '|'.join(get_args(Compression))} says that"
+                )
             raise ConfigError(f"creation option {key} cannot be given", hint=hint)
         if not re.fullmatch(FREE_OPTIONS[key], value):
             raise ConfigError(f"creation option {key} cannot be '{value}'", hint=f"possible is {FREE_OPTIONS[key]}")
