@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsdistill.errors import ConfigError
@@ -14,6 +14,7 @@ from rsdistill.inference.products import framed
 FRAME = Window(10, 20, 1300, 9)
 
 
+@settings(deadline=None)
 @given(st.integers(10, 1309), st.integers(20, 28), st.integers(1, 1300), st.integers(1, 9), st.integers(1, 900), st.booleans())
 def test_what_lies_around_the_area_has_no_data(row, col, height, width, strip_height, scores):
     area = Window(row, col, height, width).intersection(FRAME)
