@@ -13,7 +13,8 @@ from rsdistill.geo.classes import ClassTable
 QGIS_VERSION = "3.22.0"
 """Oldest QGIS that the styles are written for."""
 
-_ROOT = f'<qgis version="{QGIS_VERSION}" styleCategories="Symbology">'
+_SYMBOLOGY = {"version": QGIS_VERSION, "styleCategories": "Symbology"}
+_ROOT = "<qgis " + " ".join(f'{name}="{value}"' for name, value in _SYMBOLOGY.items()) + ">"
 
 CLASS_FIELD = "class_id"
 """Attribute that the polygons' style looks at."""
@@ -43,7 +44,7 @@ def qml(raster: Sequence[Category] = (), vector: Sequence[Category] = (), *, fie
     It may hold a paletted renderer for a raster and a categorised renderer for polygons at once: QGIS looks up the one that fits the
     layer, so that ``mask.qml`` serves both ``mask.tif`` and ``mask.fgb``.
     """
-    root = ET.Element("qgis", version=QGIS_VERSION, styleCategories="Symbology")  # as _ROOT says
+    root = ET.Element("qgis", _SYMBOLOGY)
     if raster:
         _paletted(ET.SubElement(root, "pipe"), raster)
     if vector:
